@@ -1,0 +1,102 @@
+package acme
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// An IssueRequest is what a certificate authority is asked for. Its CSR has
+// passed [ParseCSR] and its names are Identifiers exactly.
+type IssueRequest struct {
+	OrderID     string
+	AccountID   string
+	CSR         *x509.CertificateRequest
+	Identifiers []Identifier
+	// NotBefore and NotAfter were asked for by the client and promised to it;
+	// zero when it left them open, and then Lifetime counts from the signing.
+	NotBefore, NotAfter time.Time
+	Lifetime            time.Duration
+	// Submitted is when the intent was saved; Mark is what the Issuer's Mark
+	// returned before that. Both come back unchanged in Find.
+	Submitted time.Time
+	Mark      string
+}
+
+// An Issuance is a certificate as the CA returned it, not yet checked.
+type Issuance struct {
+	Leaf *x509.Certificate
+	// Chain holds the issuers of Leaf, each certifying the one before; the root
+	// may be last or left out.
+	Chain []*x509.Certificate
+}
+
+// Outcomes of Submit and Find that are not a certificate. A [*Problem] means
+// refused for good: nothing was issued and repeating is useless. Any error that
+// is none of these is treated like ErrOutcomeUnknown.
+var (
+	// ErrOutcomeUnknown: the CA may have issued, or will yet.
+	ErrOutcomeUnknown = errors.New("the certificate authority may have issued")
+	// ErrNotIssued (Find only): it is proven that the CA did not issue.
+	ErrNotIssued = errors.New("the certificate authority did not issue")
+)
+
+// A NotSentError means that the CA certainly did nothing, and that the same
+// request may be sent again after a while.
+type NotSentError struct {
+	After time.Duration // what the CA asked for; 0: the caller's own backoff
+	Err   error
+}
+
+func (e *NotSentError) Error() string { return fmt.Sprintf("not sent: %v", e.Err) }
+func (e *NotSentError) Unwrap() error { return e.Err }
+
+// An Issuer is a certificate authority that may lose an answer, and that does
+// not deduplicate requests. The worker calls Submit at most once for each
+// intent it has saved.
+type Issuer interface {
+	// Mark is called before an intent is saved and returns what Find will need
+	// to know of the CA's state before the attempt. It must be cheap, and it
+	// may be "" if it cannot be had.
+	Mark(ctx context.Context) string
+	// Submit asks for a certificate once; it never repeats by itself.
+	Submit(ctx context.Context, req *IssueRequest) (*Issuance, error)
+	// Find looks for what became of a Submit whose answer was lost. It is
+	// called only after Submit's deadline has passed.
+	Find(ctx context.Context, req *IssueRequest) (*Issuance, error)
+	// Revoke revokes a certificate that this CA issued. Revoking twice is no
+	// error. The reason is a CRLReason code, or -1 for none given.
+	Revoke(ctx context.Context, leaf *x509.Certificate, reason int) error
+	// Timeout is the deadline for one Submit; Find is called no earlier.
+	Timeout() time.Duration
+	// Roots are the certificates that a returned chain must lead to.
+	Roots(ctx context.Context) (*x509.CertPool, error)
+}
+
+// A KnownCertificates tells which certificates have been issued through this
+// server, so that Find can leave them out: the answer has one element for each
+// ID (see [CertificateID]), the owning order's ID or "".
+type KnownCertificates interface {
+	CertificateOwners(ctx context.Context, certIDs []string) ([]string, error)
+}
+
+// A Validation is one attempt to have a client prove control over an
+// identifier (RFC 8555, Section 8).
+type Validation struct {
+	OrderID          string
+	AccountID        string
+	Type             ChallengeType
+	Identifier       Identifier // without "*."
+	Token            string
+	KeyAuthorization string
+}
+
+// A Validator performs challenges. Validate returns nil if the proof was found,
+// a [*Problem] for the client if it was not after all tries, and any other
+// error if the attempt was broken off and has to be made again. It takes as
+// long as its own configuration says, and ends early when ctx does.
+type Validator interface {
+	Validate(ctx context.Context, v *Validation) error
+}

@@ -46,7 +46,6 @@ type Order struct {
 	Directory      string          `json:"dir"`
 	AccountID      string          `json:"acct"`
 	Profile        string          `json:"profile"`
-	ProfileAsked   bool            `json:"asked,omitempty"` // the client chose the profile
 	Status         Status          `json:"status"`
 	Authorizations []Authorization `json:"authz"` // one for each identifier, in the order's order
 	NotBefore      time.Time       `json:"nbf,omitzero"`
@@ -121,9 +120,10 @@ type Challenge struct {
 	Status    Status        `json:"status"`
 	Validated time.Time     `json:"validated,omitzero"`
 	Error     *Problem      `json:"error,omitempty"`
-	// Thumbprint of the account key when the response arrived: the second half
-	// of the key authorization.
+	// Thumbprint and KeyEpoch of the account's key when the response arrived;
+	// the thumbprint is the second half of the key authorization.
 	Thumbprint string `json:"thumb,omitempty"`
+	KeyEpoch   int    `json:"epoch,omitempty"`
 }
 
 // Name is the identifier as the order has it, with its type, for use in keys.
@@ -263,7 +263,7 @@ func (o *Order) Expire(now time.Time) bool {
 // Respond records that the client wants a challenge to be checked: pending to
 // processing. On a challenge that left pending already it changes nothing and
 // returns ErrUnchanged (RFC 8555, Section 7.5.1).
-func (o *Order) Respond(authz int, t ChallengeType, thumbprint string, now time.Time) error {
+func (o *Order) Respond(authz int, t ChallengeType, account *Account, now time.Time) error {
 	a, c := o.challenge(authz, t)
 	if c == nil {
 		return ErrNotFound
@@ -271,7 +271,7 @@ func (o *Order) Respond(authz int, t ChallengeType, thumbprint string, now time.
 	if o.Status != StatusPending || a.Status != StatusPending || c.Status != StatusPending || !now.Before(o.Expires) {
 		return ErrUnchanged
 	}
-	c.Status, c.Thumbprint = StatusProcessing, thumbprint
+	c.Status, c.Thumbprint, c.KeyEpoch = StatusProcessing, account.Thumbprint, account.KeyEpoch
 	o.wakeBy(now.Add(Handoff))
 	return nil
 }
@@ -279,8 +279,9 @@ func (o *Order) Respond(authz int, t ChallengeType, thumbprint string, now time.
 // Validated ends a challenge that is processing: problem is nil if control was
 // proven. The first valid challenge makes the authorization valid, and the last
 // authorization the order ready; a failure makes authorization and order invalid.
+// The lifetime is that of the authorization as evidence outside of the order.
 // A challenge that is not processing any more is left as it is (ErrUnchanged).
-func (o *Order) Validated(authz int, t ChallengeType, problem *Problem, profile *Profile, epoch int, now time.Time) error {
+func (o *Order) Validated(authz int, t ChallengeType, problem *Problem, lifetime time.Duration, now time.Time) error {
 	a, c := o.challenge(authz, t)
 	if c == nil {
 		return ErrNotFound
@@ -296,11 +297,12 @@ func (o *Order) Validated(authz int, t ChallengeType, problem *Problem, profile 
 		return nil
 	}
 	c.Status, c.Validated = StatusValid, now
-	a.Status, a.Expires = StatusValid, now.Add(profile.AuthorizationLifetime)
+	a.Status, a.Expires = StatusValid, now.Add(lifetime)
+	keyEpoch := c.KeyEpoch
 	a.Challenges = []Challenge{*c} // RFC 8555, Section 7.1.4: valid keeps the one that was validated
 	o.Grants = append(o.Grants, &Proof{
 		ProofKey: ProofKey{AccountID: o.AccountID, Name: a.Name()},
-		Method:   t, KeyEpoch: epoch, Validated: now, Expires: a.Expires,
+		Method:   t, KeyEpoch: keyEpoch, Validated: now, Expires: a.Expires,
 	})
 	if !o.hasProcessingChallenge() {
 		o.Wake = time.Time{}
@@ -326,16 +328,6 @@ func (o *Order) DeactivateAuthorization(authz int) error {
 		o.fail(Problemf(Unauthorized, "an authorization was deactivated").For(a.Ordered()))
 		o.Error.Identifier = nil
 	}
-	return nil
-}
-
-// Cancel ends an order whose account was deactivated; one that is processing
-// goes on, since its certificate may exist already.
-func (o *Order) Cancel() error {
-	if o.Status != StatusPending && o.Status != StatusReady {
-		return ErrUnchanged
-	}
-	o.fail(Problemf(Unauthorized, "the account was deactivated"))
 	return nil
 }
 

@@ -29,6 +29,9 @@ func (id Identifier) Base() (Identifier, bool) {
 	return id, false
 }
 
+// Name is the identifier with its type, for use in keys: "dns:*.example.com".
+func (id Identifier) Name() string { return string(id.Type) + ":" + id.Value }
+
 // ParseIdentifier checks an identifier as a client sent it and returns its
 // normal form.
 func ParseIdentifier(id Identifier) (Identifier, error) {

@@ -80,10 +80,12 @@ type Order struct {
 
 // An Intent to ask a CA for a certificate, saved before the CA is asked.
 type Intent struct {
-	Attempt  int       `json:"n"`        // names the intent within its order
-	Since    time.Time `json:"since"`    // when it was saved
-	Deadline time.Time `json:"deadline"` // after this no Submit of it is running
-	Mark     string    `json:"mark,omitempty"`
+	Attempt  int           `json:"n"`        // names the intent within its order
+	Since    time.Time     `json:"since"`    // when it was saved
+	Deadline time.Time     `json:"deadline"` // after this no Submit of it is running
+	Backend  string        `json:"backend"`
+	Lifetime time.Duration `json:"lifetime"` // asked for, whatever the profile says later
+	Mark     string        `json:"mark,omitempty"`
 }
 
 // A Certificate is what was issued for an order.
@@ -125,9 +127,6 @@ type Challenge struct {
 	Thumbprint string `json:"thumb,omitempty"`
 	KeyEpoch   int    `json:"epoch,omitempty"`
 }
-
-// Name is the identifier as the order has it, with its type, for use in keys.
-func (a *Authorization) Name() string { return string(a.Identifier.Type) + ":" + a.Ordered().Value }
 
 // Ordered is the identifier as the order has it: with "*." for a wildcard.
 func (a *Authorization) Ordered() Identifier {
@@ -301,11 +300,12 @@ func (o *Order) Validated(authz int, t ChallengeType, problem *Problem, lifetime
 	keyEpoch := c.KeyEpoch
 	a.Challenges = []Challenge{*c} // RFC 8555, Section 7.1.4: valid keeps the one that was validated
 	o.Grants = append(o.Grants, &Proof{
-		ProofKey: ProofKey{AccountID: o.AccountID, Name: a.Name()},
+		ProofKey: ProofKey{AccountID: o.AccountID, Name: a.Ordered().Name()},
 		Method:   t, KeyEpoch: keyEpoch, Validated: now, Expires: a.Expires,
 	})
-	if !o.hasProcessingChallenge() {
-		o.Wake = time.Time{}
+	o.Wake = time.Time{}
+	if o.hasProcessingChallenge() {
+		o.Wake = now.Add(Handoff)
 	}
 	o.becomeReady()
 	return nil
@@ -323,7 +323,7 @@ func (o *Order) DeactivateAuthorization(authz int) error {
 		return Problemf(Malformed, "authorization is %s", a.Status)
 	}
 	a.Status = StatusDeactivated
-	o.Withdrawals = append(o.Withdrawals, ProofKey{AccountID: o.AccountID, Name: a.Name()})
+	o.Withdrawals = append(o.Withdrawals, ProofKey{AccountID: o.AccountID, Name: a.Ordered().Name()})
 	if o.Status == StatusPending || o.Status == StatusReady {
 		o.fail(Problemf(Unauthorized, "an authorization was deactivated").For(a.Ordered()))
 		o.Error.Identifier = nil
@@ -349,16 +349,18 @@ func (o *Order) Finalize(csr []byte, now time.Time) error {
 }
 
 // Submit records the intent to ask the CA, which must be saved before the CA is
-// asked. Until deadline only the caller that saved it acts on the order.
-// ErrUnchanged means that there is nothing to submit, or someone does it already.
-func (o *Order) Submit(mark string, now, deadline time.Time) error {
+// asked. Until its deadline only the caller that saved it acts on the order. The
+// attempt is counted here. ErrUnchanged means that there is nothing to submit,
+// or someone does it already.
+func (o *Order) Submit(intent Intent) error {
 	if o.Status != StatusProcessing || o.Intent != nil {
 		return ErrUnchanged
 	}
 	o.Attempts++
 	o.Searches = 0
-	o.Intent = &Intent{Attempt: o.Attempts, Since: now.UTC(), Deadline: deadline.UTC(), Mark: mark}
-	o.Wake = deadline
+	intent.Attempt = o.Attempts
+	o.Intent = &intent
+	o.Wake = intent.Deadline
 	return nil
 }
 
@@ -370,6 +372,15 @@ func (o *Order) NotIssued(attempt int, retry time.Time) error {
 	}
 	o.Intent, o.Searches = nil, 0
 	o.Wake = retry
+	return nil
+}
+
+// Postpone only moves the worker's next look at that attempt's intent.
+func (o *Order) Postpone(attempt int, until time.Time) error {
+	if !o.intends(attempt) {
+		return ErrUnchanged
+	}
+	o.Wake = until
 	return nil
 }
 
@@ -425,16 +436,18 @@ func (o *Order) Revoke(reason int, now time.Time) error {
 	return nil
 }
 
-// Request is what the CA is asked for, built from a processing order with an
-// intent.
-func (o *Order) Request(profile *Profile) (*IssueRequest, error) {
+// Request is what the CA is asked for: of a processing order with an intent.
+func (o *Order) Request() (*IssueRequest, error) {
+	if o.Intent == nil {
+		return nil, ErrNotFound
+	}
 	csr, err := x509.ParseCertificateRequest(o.CSR)
 	if err != nil {
 		return nil, err
 	}
 	return &IssueRequest{
 		OrderID: o.ID, AccountID: o.AccountID, CSR: csr, Identifiers: o.Identifiers(),
-		NotBefore: o.NotBefore, NotAfter: o.NotAfter, Lifetime: profile.Lifetime,
+		NotBefore: o.NotBefore, NotAfter: o.NotAfter, Lifetime: o.Intent.Lifetime,
 		Submitted: o.Intent.Since, Mark: o.Intent.Mark,
 	}, nil
 }

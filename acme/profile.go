@@ -43,6 +43,46 @@ func (p *Profile) ChallengesFor(id Identifier) []ChallengeType {
 	return nil
 }
 
+// CheckValidity refuses a notBefore or notAfter that the certificate would not
+// get (RFC 8555, Section 7.4). Zero times were not asked for.
+func (p *Profile) CheckValidity(notBefore, notAfter, now time.Time) error {
+	if notBefore.IsZero() && notAfter.IsZero() {
+		return nil
+	}
+	if !p.ClientValidity {
+		return Problemf(Malformed, "profile %q sets the validity itself; leave notBefore and notAfter out", p.Name)
+	}
+	begin, end := notBefore, notAfter
+	if begin.IsZero() {
+		begin = now
+	}
+	if end.IsZero() {
+		end = begin.Add(p.Lifetime)
+	}
+	switch {
+	case begin.Before(now.Add(-time.Hour)):
+		return Problemf(Malformed, "notBefore is in the past")
+	case !end.After(begin) || !end.After(now):
+		return Problemf(Malformed, "notAfter is in the past or not after notBefore")
+	case end.After(now.Add(p.Lifetime + time.Minute)):
+		return Problemf(Malformed, "the certificate would end later than profile %q allows (%s from now)", p.Name, p.Lifetime)
+	}
+	return nil
+}
+
+// Holds reports whether a proof counts as a valid authorization of the account:
+// it has not expired, and was made under the key that the account has now.
+func (p *Proof) Holds(a *Account, now time.Time) bool {
+	return p != nil && p.AccountID == a.ID && p.KeyEpoch == a.KeyEpoch && now.Before(p.Expires)
+}
+
+// Serves reports whether a proof makes the authorization of a new order valid:
+// the profile allows it, for this identifier and method, and there is time left.
+func (p *Proof) Serves(a *Account, profile *Profile, id Identifier, now time.Time) bool {
+	return profile.ReuseAuthorizations && p.Holds(a, now.Add(time.Hour)) &&
+		p.Name == id.Name() && slices.Contains(profile.ChallengesFor(id), p.Method)
+}
+
 // An IdentifierPolicy says which names may be ordered.
 type IdentifierPolicy struct {
 	Types []IdentifierType

@@ -20,6 +20,12 @@ type LimitKey struct {
 	Limit   Limit
 }
 
+// FailedValidations is the limit on failed validations of one account and name.
+func FailedValidations(accountID string, id Identifier, l Limit) LimitKey {
+	base, _ := id.Base()
+	return LimitKey{Scope: "failed_validations_per_account_and_name", Subject: accountID + "|" + base.Name(), Limit: l}
+}
+
 // A LimitError says that a limit is reached and when it makes sense to ask again.
 type LimitError struct {
 	Scope string

@@ -166,9 +166,9 @@ func (w *Worker) claim(ctx context.Context) {
 	if free <= 0 {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, w.Lease/2)
+	claimCtx, cancel := context.WithTimeout(ctx, w.Lease/2)
 	defer cancel()
-	ids, err := w.Store.ClaimDue(ctx, w.Now(), w.Lease, min(free, 64))
+	ids, err := w.Store.ClaimDue(claimCtx, w.Now(), w.Lease, min(free, 64))
 	if err != nil {
 		if ctx.Err() == nil {
 			w.Log.WarnContext(ctx, "queue cannot be read, will retry", "err", err)
@@ -176,16 +176,16 @@ func (w *Worker) claim(ctx context.Context) {
 		return
 	}
 	for _, id := range ids {
-		w.start(ctx, "order "+id, id, func(context.Context) {
-			// Read in a job of its own, so that one slow read delays no other order.
-			readCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), w.Lease/2)
+		// Read in a job of its own, so that one slow read delays no other order.
+		w.start(ctx, "read "+id, id, func(ctx context.Context) {
+			readCtx, cancel := context.WithTimeout(ctx, w.Lease/2)
 			defer cancel()
 			o, err := w.Store.Order(readCtx, id)
 			if err != nil {
 				w.Log.WarnContext(ctx, "claimed order cannot be read", "order", id, "err", err)
 				return
 			}
-			w.dispatch(context.WithoutCancel(ctx), o)
+			w.dispatch(ctx, o)
 		})
 	}
 }
@@ -236,9 +236,7 @@ func (w *Worker) update(ctx context.Context, last *acme.Order, change func(*acme
 	if err != nil {
 		return nil, false, err
 	}
-	if changed {
-		w.publish(o)
-	}
+	w.publish(o)
 	return o, changed, nil
 }
 

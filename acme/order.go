@@ -80,12 +80,12 @@ type Order struct {
 
 // An Intent to ask a CA for a certificate, saved before the CA is asked.
 type Intent struct {
-	Attempt  int           `json:"n"`        // names the intent within its order
-	Since    time.Time     `json:"since"`    // when it was saved
-	Deadline time.Time     `json:"deadline"` // after this no Submit of it is running
-	Backend  string        `json:"backend"`
-	Lifetime time.Duration `json:"lifetime"` // asked for, whatever the profile says later
-	Mark     string        `json:"mark,omitempty"`
+	Attempt         int       `json:"n"`        // names the intent within its order
+	Since           time.Time `json:"since"`    // when it was saved
+	Deadline        time.Time `json:"deadline"` // after this no Submit of it is running
+	Backend         string    `json:"backend"`
+	LifetimeSeconds int64     `json:"lifetime"` // asked for, whatever the profile says later
+	Mark            string    `json:"mark,omitempty"`
 }
 
 // A Certificate is what was issued for an order.
@@ -447,7 +447,7 @@ func (o *Order) Request() (*IssueRequest, error) {
 	}
 	return &IssueRequest{
 		OrderID: o.ID, AccountID: o.AccountID, CSR: csr, Identifiers: o.Identifiers(),
-		NotBefore: o.NotBefore, NotAfter: o.NotAfter, Lifetime: o.Intent.Lifetime,
+		NotBefore: o.NotBefore, NotAfter: o.NotAfter, Lifetime: time.Duration(o.Intent.LifetimeSeconds) * time.Second,
 		Submitted: o.Intent.Since, Mark: o.Intent.Mark,
 	}, nil
 }

@@ -79,7 +79,7 @@ func (w *Worker) submit(ctx context.Context, o *acme.Order) {
 	o, mine, err := w.update(ctx, o, func(o *acme.Order) error {
 		return o.Submit(acme.Intent{
 			Since: now.UTC(), Deadline: now.Add(timeout + deadlineMargin).UTC(),
-			Backend: profile.Backend, Lifetime: profile.Lifetime, Mark: mark,
+			Backend: profile.Backend, LifetimeSeconds: int64(profile.Lifetime / time.Second), Mark: mark,
 		})
 	})
 	if err != nil {

@@ -34,7 +34,7 @@ type Config struct {
 	// Without this key there is a default one that offers every profile.
 	Directories map[string]*Directory `yaml:"directories"`
 	Limits      Limits                `yaml:"limits"`
-	Log         Log                   `yaml:"log"`
+	Log         Log                   `yaml:"log" reload:"restart"`
 	Tracing     Tracing               `yaml:"tracing"`
 }
 
@@ -45,11 +45,11 @@ type Server struct {
 	Listen string `yaml:"listen" reload:"restart"`
 	// ExternalURL is what every URL handed out begins with: https, a host and
 	// perhaps a port, as clients see them. Required.
-	ExternalURL string `yaml:"external_url"`
+	ExternalURL string `yaml:"external_url" reload:"restart"`
 	TLS         TLS    `yaml:"tls"`
 	// TrustedProxies are the networks whose Forwarded and X-Forwarded-For
 	// headers are believed, for logs and limits. Default: none.
-	TrustedProxies []Network `yaml:"trusted_proxies"`
+	TrustedProxies []Network `yaml:"trusted_proxies" reload:"restart"`
 	// FinalizeHold is how long a finalize request waits for its certificate
 	// before it is answered "processing"; 0s to 1m. Default 15s.
 	FinalizeHold Duration `yaml:"finalize_hold"`

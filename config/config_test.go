@@ -70,7 +70,7 @@ func TestLeavingKeysOutGivesDefaultsThatAreRight(t *testing.T) {
 	if got, want := c.Limits.NewOrdersPerAccount.Limit(), (acme.Limit{Count: 300, Period: 3 * time.Hour}); got != want {
 		t.Errorf("limit %v, want %v", got, want)
 	}
-	if got, want := c.DrainTime(), 35*time.Second; got != want {
+	if got, want := c.DrainTime(), 20*time.Second; got != want {
 		t.Errorf("drain time %s, want %s", got, want)
 	}
 }
@@ -254,6 +254,9 @@ func TestPrivateCAOverPlainHTTPOnLoopback(t *testing.T) {
 	if !b.Exclusive || b.Quota != 30000 || b.MaxInFlight != 16 || b.Timeout != seconds(30) {
 		t.Errorf("defaults %+v", b)
 	}
+	if got, want := c.DrainTime(), 35*time.Second; got != want {
+		t.Errorf("drain time %s, want the deadline of a call and something, %s", got, want)
+	}
 	if c.Profiles["p"].ClientValidity {
 		t.Error("client_validity is true for Private CA")
 	}
@@ -295,15 +298,16 @@ func TestAProfileLosesNothingOnItsWayToTheCore(t *testing.T) {
 	}
 }
 
-func TestRestartIsNeededForListenersAndStorageOnly(t *testing.T) {
+func TestRestartIsNeededForListenersStorageAndLogOnly(t *testing.T) {
 	old, changed := Embedded("data"), Embedded("elsewhere")
 	if got := RestartNeeded(old, Embedded("data")); len(got) != 0 {
 		t.Errorf("the same config: got %v", got)
 	}
 	changed.Server.ExternalURL, changed.Log.Level = "https://other.example", "debug"
+	changed.Server.FinalizeHold, changed.Profiles["default"].Lifetime, changed.Admin.Token = 0, day, NewSecret("another")
 	changed.Server.Listen, changed.Admin.Listen, changed.Server.TLS.Mode = ":1", ":2", TLSOff
 	got := RestartNeeded(old, changed)
-	want := []string{"admin.listen", "server.listen", "server.tls.mode", "storage.embedded.path"}
+	want := []string{"admin.listen", "log.level", "server.external_url", "server.listen", "server.tls.mode", "storage.embedded.path"}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}

@@ -46,13 +46,15 @@ func (c *Config) ACMEProfiles() map[string]*acme.Profile {
 func (c *Config) DrainTime() time.Duration {
 	longest := c.Server.FinalizeHold
 	for _, b := range c.Backends {
-		longest = max(longest, b.Timeout)
+		if b.Type == BackendPrivateCA {
+			longest = max(longest, b.Timeout)
+		}
 	}
 	return (longest + seconds(5)).Std()
 }
 
 // RestartNeeded names the keys that differ between two configurations and that
-// a reload cannot change: listeners and storage. They are sorted.
+// a reload cannot change: those of listeners, storage and log. They are sorted.
 func RestartNeeded(old, new *Config) []string {
 	keys := differ(reflect.ValueOf(old).Elem(), reflect.ValueOf(new).Elem(), "", false)
 	slices.Sort(keys)

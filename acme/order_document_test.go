@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	jsonv2 "github.com/go-json-experiment/json"
 )
 
 func TestNewOrder(t *testing.T) {
@@ -109,7 +111,7 @@ func fullOrder(t *testing.T) *Order {
 			Challenges: []Challenge{{Type: DNS01, Status: StatusValid, Validated: next(), Error: fullProblem(), Thumbprint: "thumb", KeyEpoch: 2}},
 		}},
 		NotBefore: next(), NotAfter: next(), Created: next(), Expires: next(), Error: problem,
-		CSR: []byte("csr"), CSRHash: []byte("hash"), Intent: &Intent{Attempt: 1, Since: next(), Deadline: next(), Backend: "lab", Lifetime: time.Hour, Mark: "mark"},
+		CSR: []byte("csr"), CSRHash: []byte("hash"), Intent: &Intent{Attempt: 1, Since: next(), Deadline: next(), Backend: "lab", LifetimeSeconds: 3600, Mark: "mark"},
 		Attempts: 1, Searches: 2,
 		Certificate: &Certificate{
 			ID: "cert", Leaf: []byte("leaf"), ChainRef: "chain", Issued: next(), NotAfter: next(), Backend: "lab",
@@ -270,6 +272,16 @@ func TestJSONKeepsAllOfAnOrder(t *testing.T) {
 		if !reflect.DeepEqual(&got, o) {
 			t.Errorf("%s: got\n%s\nwant\n%s", name, marshal(t, got), marshal(t, o))
 		}
+		// The stricter library of the JWS path must be able to as well.
+		text, err := jsonv2.Marshal(o)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		got = Order{}
+		if err := jsonv2.Unmarshal(text, &got, jsonv2.RejectUnknownMembers(true)); err != nil || !reflect.DeepEqual(&got, o) {
+			t.Errorf("%s: %v, got\n%s\nfrom\n%s", name, err, marshal(t, got), text)
+		}
 	}
 }
 
@@ -308,7 +320,7 @@ func TestRequestRepeatsWhatTheIntentSaved(t *testing.T) {
 		t.Errorf("asks for %v with another CSR or other names", req.Identifiers)
 	}
 	if req.OrderID != o.ID || req.AccountID != o.AccountID || req.Mark != "mark" || !req.Submitted.Equal(start) ||
-		!req.NotBefore.IsZero() || !req.NotAfter.Equal(o.NotAfter) || req.Lifetime != o.Intent.Lifetime {
+		!req.NotBefore.IsZero() || !req.NotAfter.Equal(o.NotAfter) || req.Lifetime != 30*24*time.Hour {
 		t.Errorf("got %+v", req)
 	}
 	o.CSR = []byte("no CSR")

@@ -86,7 +86,7 @@ func finalize(csr []byte) func(*Order) error {
 	return func(o *Order) error { return o.Finalize(csr, start) }
 }
 func testIntent(mark string, deadline time.Time) Intent {
-	return Intent{Since: start, Deadline: deadline, Backend: "lab", Lifetime: 30 * 24 * time.Hour, Mark: mark}
+	return Intent{Since: start, Deadline: deadline, Backend: "lab", LifetimeSeconds: 30 * 24 * 3600, Mark: mark}
 }
 func submit(o *Order) error { return o.Submit(testIntent("mark", deadline)) }
 func notIssued(attempt int) func(*Order) error {

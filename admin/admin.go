@@ -36,8 +36,9 @@ type Options struct {
 	Loopback bool
 	// Gatherer has the metrics.
 	Gatherer prometheus.Gatherer
-	// Store must be usable for the server to be ready.
-	Store Part
+	// Needed are the parts that must all be usable for the server to be ready:
+	// the store, and its own certificate where it has one.
+	Needed []Part
 	// Backends, of which at least one must be usable for that.
 	Backends []Part
 	// Reload loads the configuration again. It returns the keys that changed and
@@ -52,13 +53,15 @@ type Options struct {
 type handler struct {
 	Options
 	token [sha256.Size]byte
-	parts []*part // the store first
+	parts []*part // the needed ones first
 }
 
 // New returns the handler for the listener.
 func New(o Options) http.Handler {
 	h := &handler{Options: o, token: sha256.Sum256([]byte(o.Token))}
-	h.parts = append(h.parts, newPart(o.Store, o.Now))
+	for _, p := range o.Needed {
+		h.parts = append(h.parts, newPart(p, o.Now))
+	}
 	for _, b := range o.Backends {
 		h.parts = append(h.parts, newPart(b, o.Now))
 	}

@@ -34,7 +34,7 @@ func options() Options {
 		Token:    token,
 		Loopback: true,
 		Gatherer: registry,
-		Store:    Part{Name: "store", Check: fine},
+		Needed:   []Part{{Name: "store", Check: fine}},
 		Backends: []Part{{Name: "backend a", Check: fine}, {Name: "backend b", Check: fine}},
 		Reload:   func(context.Context) ([]string, error) { return nil, nil },
 		Now:      time.Now,
@@ -194,7 +194,7 @@ func TestReadyNeedsTheStoreAndOneBackend(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			o := options()
-			o.Store.Check, o.Backends[0].Check, o.Backends[1].Check = tt.store, tt.a, tt.b
+			o.Needed[0].Check, o.Backends[0].Check, o.Backends[1].Check = tt.store, tt.a, tt.b
 			code, r := ready(t, New(o))
 			if code != tt.want || r.Ready != (tt.want == 200) || r.Reason != tt.reason {
 				t.Errorf("got %d %+v, want %d %q", code, r, tt.want, tt.reason)
@@ -219,7 +219,7 @@ func TestAProbeStormCostsOneCheck(t *testing.T) {
 		var checks atomic.Int32
 		release := make(chan struct{})
 		o := options()
-		o.Store.Check = func(context.Context) error {
+		o.Needed[0].Check = func(context.Context) error {
 			checks.Add(1)
 			<-release
 			return nil
@@ -254,8 +254,8 @@ func TestABadAnswerIsBelievedForAShorterTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		down := true
 		o := options()
-		o.Store.Fresh = time.Minute
-		o.Store.Check = func(context.Context) error {
+		o.Needed[0].Fresh = time.Minute
+		o.Needed[0].Check = func(context.Context) error {
 			if down {
 				return errors.New("connection refused")
 			}
@@ -311,7 +311,7 @@ func TestACallerWhoLeavesSpoilsNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan struct{})
 		o := options()
-		o.Store.Check = func(ctx context.Context) error {
+		o.Needed[0].Check = func(ctx context.Context) error {
 			select {
 			case <-release:
 				return nil
@@ -338,7 +338,7 @@ func TestACallerWhoLeavesSpoilsNothing(t *testing.T) {
 
 func TestLongReasonsAreCut(t *testing.T) {
 	o := options()
-	o.Store.Check = func(context.Context) error { return errors.New(strings.Repeat("x", 10000)) }
+	o.Needed[0].Check = func(context.Context) error { return errors.New(strings.Repeat("x", 10000)) }
 	if _, r := ready(t, New(o)); len(r.Parts[0].Reason) > maxReason+3 {
 		t.Errorf("got %d bytes", len(r.Parts[0].Reason))
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 )
@@ -100,7 +101,8 @@ func (p *part) safely(ctx context.Context) (err error) {
 	return p.Check(ctx)
 }
 
-// ready answers 200 if the store and at least one backend are usable, else 503.
+// ready answers 200 if all that is needed and at least one backend are usable,
+// else 503.
 func (h *handler) ready(w http.ResponseWriter, r *http.Request) {
 	type state struct {
 		Name   string `json:"name"`
@@ -127,18 +129,14 @@ func (h *handler) ready(w http.ResponseWriter, r *http.Request) {
 		Reason string  `json:"reason,omitempty"`
 		Parts  []state `json:"parts"`
 	}
-	backend := false
-	for _, s := range states[1:] {
-		backend = backend || s.OK
-	}
-	switch {
-	case !states[0].OK:
-		answer.Reason = "the store cannot be used"
-	case !backend:
+	needed, backends := states[:len(h.Needed)], states[len(h.Needed):]
+	usable := func(s state) bool { return s.OK }
+	if i := slices.IndexFunc(needed, func(s state) bool { return !s.OK }); i >= 0 {
+		answer.Reason = "the " + needed[i].Name + " cannot be used"
+	} else if !slices.ContainsFunc(backends, usable) {
 		answer.Reason = "no backend can be used"
-	default:
-		answer.Ready = true
 	}
+	answer.Ready = answer.Reason == ""
 	answer.Parts = states
 	status := http.StatusOK
 	if !answer.Ready {

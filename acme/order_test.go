@@ -223,7 +223,7 @@ func TestSection7_1_6_Expiry(t *testing.T) {
 		if want := []Status{StatusExpired, StatusValid, StatusInvalid}; !slices.Equal(got, want) {
 			t.Errorf("authorizations are %v, want %v", got, want)
 		}
-		if o.Status != StatusInvalid || o.Error == nil || !strings.Contains(o.Error.Detail, "2026-03-02T12:00:00Z") {
+		if o.Status != StatusInvalid || o.Error == nil || !strings.Contains(o.Error.Detail, o.Expires.Format(time.RFC3339)) {
 			t.Errorf("order is %s by %v, want invalid with the time it expired", o.Status, o.Error)
 		}
 		if len(o.Withdrawals) != 0 {

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"math/big"
 	"slices"
-	"strings"
 	"time"
 )
 
@@ -79,11 +78,17 @@ func CheckIssued(req *IssueRequest, got *Issuance, roots *x509.CertPool, now tim
 	for _, c := range got.Chain {
 		pool.AddCert(c)
 	}
-	if _, err := leaf.Verify(x509.VerifyOptions{
+	chains, err := leaf.Verify(x509.VerifyOptions{
 		Roots: roots, Intermediates: pool, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
 		CurrentTime: later(now, leaf.NotBefore),
-	}); err != nil {
+	})
+	if err != nil {
 		add("its chain does not verify: %w", err)
+	} else if !slices.ContainsFunc(chains, func(verified []*x509.Certificate) bool {
+		// Clients get the chain as it stands (RFC 8555, Section 7.4.2).
+		return len(got.Chain) < len(verified) && slices.EqualFunc(got.Chain, verified[1:1+len(got.Chain)], (*x509.Certificate).Equal)
+	}) {
+		add("its chain is out of order or holds certificates that do not belong to it")
 	}
 	return errors.Join(errs...)
 }
@@ -95,7 +100,7 @@ func checkIssuedNames(leaf *x509.Certificate, ids []Identifier) error {
 	}
 	have := make(map[string]bool, len(names))
 	for _, n := range names {
-		have[strings.ToLower(n)] = true
+		have[lower(n)] = true
 	}
 	var missing []string
 	cnSeen := leaf.Subject.CommonName == ""
@@ -104,7 +109,7 @@ func checkIssuedNames(leaf *x509.Certificate, ids []Identifier) error {
 			missing = append(missing, id.Value)
 		}
 		delete(have, id.Value)
-		cnSeen = cnSeen || strings.EqualFold(leaf.Subject.CommonName, id.Value)
+		cnSeen = cnSeen || lower(leaf.Subject.CommonName) == id.Value
 	}
 	if len(missing) > 0 || len(have) > 0 {
 		extra := make([]string, 0, len(have))
@@ -125,16 +130,15 @@ func checkValidity(leaf *x509.Certificate, req *IssueRequest, now time.Time) err
 	if wantAfter.IsZero() {
 		wantAfter = req.Submitted.Add(req.Lifetime)
 	}
-	wantBefore := req.NotBefore
+	wantBefore, earliest := req.NotBefore, req.NotBefore.Add(-lifetimeDeviates)
 	if wantBefore.IsZero() {
-		wantBefore = now
+		wantBefore, earliest = req.Submitted, req.Submitted.Add(-maxBackdate)
 	}
 	slack := min(lifetimeDeviates, wantAfter.Sub(wantBefore)/4)
 	if d := leaf.NotAfter.Sub(wantAfter); d > lifetimeDeviates || d < -slack {
 		return fmt.Errorf("it ends at %s, not at %s as asked", leaf.NotAfter.Format(time.RFC3339), wantAfter.Format(time.RFC3339))
 	}
-	if leaf.NotBefore.Before(req.Submitted.Add(-maxBackdate)) && req.NotBefore.IsZero() ||
-		leaf.NotBefore.After(later(wantBefore, now).Add(5*time.Minute)) {
+	if leaf.NotBefore.Before(earliest) || leaf.NotBefore.After(later(wantBefore, now).Add(5*time.Minute)) {
 		return fmt.Errorf("it begins at %s", leaf.NotBefore.Format(time.RFC3339))
 	}
 	return nil

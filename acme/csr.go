@@ -150,10 +150,12 @@ func ParseCSR(der []byte, ids []Identifier, profile *Profile) (*x509.Certificate
 // over what it does not know and over a second value, and a CA may not.
 func checkAttributes(csr *x509.CertificateRequest) error {
 	malformed := Problemf(BadCSR, "the CSR's attributes do not parse")
-	in := cryptobyte.String(csr.RawTBSCertificateRequest)
-	var tbs, attributes cryptobyte.String
+	in := cryptobyte.String(csr.Raw)
+	var request, tbs, attributes cryptobyte.String
 	var present bool
-	if !in.ReadASN1(&tbs, cbasn1.SEQUENCE) ||
+	// encoding/asn1 passes over members after the last one that it expects.
+	if !in.ReadASN1(&request, cbasn1.SEQUENCE) || !in.Empty() || !request.ReadASN1(&tbs, cbasn1.SEQUENCE) ||
+		!request.SkipASN1(cbasn1.SEQUENCE) || !request.SkipASN1(cbasn1.BIT_STRING) || !request.Empty() ||
 		!tbs.SkipASN1(cbasn1.INTEGER) || !tbs.SkipASN1(cbasn1.SEQUENCE) || !tbs.SkipASN1(cbasn1.SEQUENCE) ||
 		!tbs.ReadOptionalASN1(&attributes, &present, cbasn1.Tag(0).ContextSpecific().Constructed()) || !tbs.Empty() {
 		return malformed
@@ -171,9 +173,15 @@ func checkAttributes(csr *x509.CertificateRequest) error {
 			// Free text that no CA puts into a certificate.
 		case oid.Equal(oidExtensionRequest):
 			requests++
-			var value cryptobyte.String
-			if !values.ReadASN1Element(&value, cbasn1.SEQUENCE) || !values.Empty() || requests > 1 {
+			var extensions, extension cryptobyte.String
+			if !values.ReadASN1(&extensions, cbasn1.SEQUENCE) || !values.Empty() || requests > 1 {
 				return Problemf(BadCSR, "the CSR requests extensions more than once")
+			}
+			for !extensions.Empty() {
+				if !extensions.ReadASN1(&extension, cbasn1.SEQUENCE) || !extension.SkipASN1(cbasn1.OBJECT_IDENTIFIER) ||
+					!extension.SkipOptionalASN1(cbasn1.BOOLEAN) || !extension.SkipASN1(cbasn1.OCTET_STRING) || !extension.Empty() {
+					return malformed
+				}
 			}
 		default:
 			return Problemf(BadCSR, "the CSR has an attribute that is not allowed: %v", oid)
@@ -202,7 +210,7 @@ func checkExtensions(exts []pkix.Extension) error {
 			}
 		case ext.Id.Equal(oidExtKeyUsage):
 			var usages []asn1.ObjectIdentifier
-			if rest, err := asn1.Unmarshal(ext.Value, &usages); err != nil || len(rest) > 0 {
+			if rest, err := asn1.Unmarshal(ext.Value, &usages); err != nil || len(rest) > 0 || len(usages) == 0 {
 				return refuse("a malformed extKeyUsage")
 			}
 			for _, u := range usages {
@@ -229,6 +237,7 @@ func checkExtensions(exts []pkix.Extension) error {
 
 func checkCSRNames(csr *x509.CertificateRequest, ids []Identifier, profile *Profile) error {
 	var cn string
+	cns := 0
 	for _, atv := range csr.Subject.Names {
 		if !atv.Type.Equal(oidCommonName) {
 			if profile.SubjectIgnored {
@@ -237,10 +246,10 @@ func checkCSRNames(csr *x509.CertificateRequest, ids []Identifier, profile *Prof
 			return Problemf(BadCSR, "the CSR's subject has the field %v; only a common name is allowed", atv.Type)
 		}
 		value, ok := atv.Value.(string)
-		if !ok || cn != "" {
+		if cns++; !ok || cns > 1 {
 			return Problemf(BadCSR, "the CSR has more than one common name, or one that is no text")
 		}
-		cn = strings.ToLower(value)
+		cn = lower(value)
 	}
 	names, err := sanDNSNames(csr.Extensions)
 	if err != nil {
@@ -248,7 +257,7 @@ func checkCSRNames(csr *x509.CertificateRequest, ids []Identifier, profile *Prof
 	}
 	have := make(map[string]bool, len(names)+1)
 	for _, n := range names {
-		have[strings.ToLower(n)] = true
+		have[lower(n)] = true
 	}
 	if cn != "" {
 		have[cn] = true

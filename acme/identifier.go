@@ -76,7 +76,7 @@ func parseDNS(value string) (Identifier, error) {
 	bad := func(why string) (Identifier, error) {
 		return Identifier{}, Problemf(Malformed, "DNS name %q: %s", truncate(value, 253), why)
 	}
-	name := strings.ToLower(value)
+	name := lower(value)
 	base, wildcard := strings.CutPrefix(name, "*.")
 	switch {
 	case base == "":
@@ -144,7 +144,18 @@ func isNumber(label string) bool {
 // truncate bounds what of a client's text is repeated to it.
 func truncate(s string, n int) string {
 	if len(s) > n {
-		return s[:n] + "…"
+		return strings.ToValidUTF8(s[:n], "") + "…"
 	}
 	return s
+}
+
+// lower folds ASCII only: Unicode has letters that fold into ASCII, such as the
+// Kelvin sign, and a name that holds one is not the name without.
+func lower(s string) string {
+	return strings.Map(func(r rune) rune {
+		if 'A' <= r && r <= 'Z' {
+			return r + 'a' - 'A'
+		}
+		return r
+	}, s)
 }

@@ -285,7 +285,7 @@ func (o *Order) Validated(authz int, t ChallengeType, problem *Problem, lifetime
 	if c == nil {
 		return ErrNotFound
 	}
-	if o.Status != StatusPending || a.Status != StatusPending || c.Status != StatusProcessing {
+	if o.Status != StatusPending || a.Status != StatusPending || c.Status != StatusProcessing || !now.Before(o.Expires) {
 		return ErrUnchanged
 	}
 	now = now.UTC().Truncate(time.Second)
@@ -297,6 +297,9 @@ func (o *Order) Validated(authz int, t ChallengeType, problem *Problem, lifetime
 	}
 	c.Status, c.Validated = StatusValid, now
 	a.Status, a.Expires = StatusValid, now.Add(lifetime)
+	if a.Expires.Before(o.Expires) { // none may run out before the order does
+		o.Expires = a.Expires
+	}
 	keyEpoch := c.KeyEpoch
 	a.Challenges = []Challenge{*c} // RFC 8555, Section 7.1.4: valid keeps the one that was validated
 	o.Grants = append(o.Grants, &Proof{
@@ -325,8 +328,7 @@ func (o *Order) DeactivateAuthorization(authz int) error {
 	a.Status = StatusDeactivated
 	o.Withdrawals = append(o.Withdrawals, ProofKey{AccountID: o.AccountID, Name: a.Ordered().Name()})
 	if o.Status == StatusPending || o.Status == StatusReady {
-		o.fail(Problemf(Unauthorized, "an authorization was deactivated").For(a.Ordered()))
-		o.Error.Identifier = nil
+		o.fail(Problemf(Unauthorized, "the authorization for %s was deactivated", a.Ordered().Value))
 	}
 	return nil
 }
@@ -342,6 +344,9 @@ func (o *Order) Finalize(csr []byte, now time.Time) error {
 	}
 	if o.Status != StatusReady {
 		return Problemf(OrderNotReady, "order is %s, not ready", o.Status)
+	}
+	if !now.Before(o.Expires) {
+		return Problemf(OrderNotReady, "order expired at %s", o.Expires.Format(time.RFC3339))
 	}
 	o.Status, o.CSR, o.CSRHash = StatusProcessing, slices.Clone(csr), hash[:]
 	o.Wake = now.Add(Handoff)
@@ -502,11 +507,6 @@ func (o *Order) becomeReady() {
 		}
 	}
 	o.Status, o.Wake = StatusReady, time.Time{}
-	for i := range o.Authorizations { // none may run out before the order does
-		if e := o.Authorizations[i].Expires; e.Before(o.Expires) {
-			o.Expires = e
-		}
-	}
 }
 
 func (o *Order) wakeBy(t time.Time) {
@@ -521,11 +521,13 @@ func (o *Order) fail(p *Problem) {
 	o.CSR, o.Intent = nil, nil
 	o.Wake = time.Time{}
 	for i := range o.Authorizations {
-		if a := &o.Authorizations[i]; a.Status == StatusPending {
-			for j := range a.Challenges {
-				if a.Challenges[j].Status == StatusProcessing {
-					a.Challenges[j].Status = StatusPending // no validation will follow
-				}
+		a := &o.Authorizations[i]
+		if a.Status == StatusPending {
+			a.Status = StatusInvalid // it has no use but this order, and clients poll it
+		}
+		for j := range a.Challenges {
+			if a.Challenges[j].Status == StatusProcessing {
+				a.Challenges[j].Status = StatusPending // no validation will follow
 			}
 		}
 	}

@@ -130,7 +130,7 @@ func (p *Profile) check(id Identifier) *Problem {
 	}
 	for _, pattern := range pol.Deny {
 		// A wildcard stands for every name it would match, denied ones too.
-		if covers(pattern, id.Value) || wildcard && covers(id.Value, pattern) {
+		if covers(pattern, id.Value) || wildcard && matches(id.Value, pattern) {
 			allowed = false
 		}
 	}
@@ -146,4 +146,11 @@ func covers(pattern, name string) bool {
 	}
 	suffix, ok := strings.CutPrefix(pattern, "*")
 	return ok && strings.HasSuffix(name, suffix)
+}
+
+// matches reports whether a wildcard stands for the name: for one label only
+// (RFC 9525, Section 6.3).
+func matches(wildcard, name string) bool {
+	label, ok := strings.CutSuffix(name, wildcard[1:])
+	return ok && label != "" && !strings.Contains(label, ".")
 }

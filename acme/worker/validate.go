@@ -49,12 +49,16 @@ func (w *Worker) validate(ctx context.Context, o *acme.Order, ref acme.Challenge
 		lifetime = p.AuthorizationLifetime
 	}
 	saved, changed, err := w.update(ctx, o, func(o *acme.Order) error {
-		o.Expire(now)
+		if o.Expire(now) {
+			return nil
+		}
 		return o.Validated(ref.Authorization, ref.Type, problem, max(lifetime, o.Expires.Sub(now)), now)
 	})
 	switch {
 	case err != nil:
 		log.WarnContext(ctx, "outcome of a validation not saved, it will be made again", "err", err)
+	case changed && !failed && saved.Status == acme.StatusInvalid:
+		log.InfoContext(ctx, "order expired before its validation ended")
 	case changed && failed:
 		w.metrics.orderEnded(o.Profile, "invalid")
 		log.InfoContext(ctx, "validation failed", "problem", string(problem.Type), "detail", problem.Detail, "err", errors.Unwrap(problem))

@@ -135,13 +135,19 @@ func (r *dnsResolver) TXT(ctx context.Context, name string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	return joinTXT(records), nil
+}
+
+// joinTXT leaves octets that are no printable ASCII, quotes and backslashes in
+// the escapes of the presentation format, none of which is in a digest.
+func joinTXT(records []dns.RR) []string {
 	values := make([]string, 0, len(records))
 	for _, rr := range records {
 		if txt, ok := rr.(*dns.TXT); ok {
 			values = append(values, strings.Join(txt.Txt, ""))
 		}
 	}
-	return values, nil
+	return values
 }
 
 // lookup returns the records of a type at the end of the chain of CNAMEs that
@@ -157,19 +163,25 @@ func (r *dnsResolver) lookup(ctx context.Context, name string, qtype uint16) ([]
 		if err != nil {
 			return nil, err
 		}
-		end, n := followAliases(msg.Answer, at, maxAliases-hops)
-		var records []dns.RR
-		for _, rr := range msg.Answer {
-			if h := rr.Header(); h.Rrtype == qtype && h.Class == dns.ClassINET && dns.CanonicalName(h.Name) == end {
-				records = append(records, rr)
-			}
-		}
+		records, end, n := recordsAt(msg.Answer, at, qtype, maxAliases-hops)
 		if len(records) > 0 || n == 0 {
 			return records, nil
 		}
 		at, hops = end, hops+n
 	}
 	return nil, &LookupError{Reason: "the name has too many aliases (CNAME), or they form a loop"}
+}
+
+// recordsAt returns the records of a type where the CNAMEs of an answer lead
+// from name, that place, and how many CNAMEs they are.
+func recordsAt(answer []dns.RR, name string, qtype uint16, limit int) (records []dns.RR, end string, n int) {
+	end, n = followAliases(answer, name, limit)
+	for _, rr := range answer {
+		if h := rr.Header(); h.Rrtype == qtype && h.Class == dns.ClassINET && dns.CanonicalName(h.Name) == end {
+			records = append(records, rr)
+		}
+	}
+	return records, end, n
 }
 
 // followAliases returns where the CNAMEs of an answer lead from name, and how

@@ -184,7 +184,7 @@ func (v *Validator) Validate(ctx context.Context, c *acme.Validation) error {
 	log := v.cfg.Log.With("order", c.OrderID, "account", c.AccountID, "type", c.Type, "identifier", c.Identifier.Value)
 	switch p, refused := errors.AsType[*acme.Problem](err); {
 	case err == nil:
-		log.InfoContext(ctx, "challenge proven")
+		log.DebugContext(ctx, "challenge proven")
 	case refused:
 		log.InfoContext(ctx, "challenge failed", "problem", p.Type, "err", p)
 	default:

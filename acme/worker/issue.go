@@ -96,7 +96,7 @@ func (w *Worker) submit(ctx context.Context, o *acme.Order) {
 		w.refuse(ctx, o, o.Intent.Attempt, acme.Problemf(acme.ServerInternal, "internal error"))
 		return
 	}
-	log.InfoContext(ctx, "certificate requested", "attempt", o.Intent.Attempt)
+	log.DebugContext(ctx, "certificate requested", "attempt", o.Intent.Attempt)
 	submitCtx, cancelSubmit := context.WithTimeout(ctx, timeout)
 	defer cancelSubmit()
 	start := time.Now()

@@ -52,11 +52,10 @@ type Options struct {
 type Worker struct {
 	Options
 	policy  atomic.Pointer[Policy]
-	nudges  chan *acme.Order
 	metrics *metrics
 
 	mu       sync.Mutex
-	jobs     map[string]bool // running, by what they are about
+	jobs     map[string]context.CancelFunc // running, by what they are about
 	draining bool
 	running  sync.WaitGroup
 	watchers map[string]map[chan *acme.Order]bool // by order
@@ -81,8 +80,8 @@ func New(opts Options, policy *Policy) *Worker {
 		opts.Boundary = func(string, string) {}
 	}
 	w := &Worker{
-		Options: opts, nudges: make(chan *acme.Order, 1024), metrics: newMetrics(opts.Metrics),
-		jobs: make(map[string]bool), watchers: make(map[string]map[chan *acme.Order]bool), seed: maphash.MakeSeed(),
+		Options: opts, metrics: newMetrics(opts.Metrics),
+		jobs: make(map[string]context.CancelFunc), watchers: make(map[string]map[chan *acme.Order]bool), seed: maphash.MakeSeed(),
 	}
 	w.policy.Store(policy)
 	return w
@@ -91,14 +90,9 @@ func New(opts Options, policy *Policy) *Worker {
 // SetPolicy replaces the policy for all steps that begin from now on.
 func (w *Worker) SetPolicy(p *Policy) { w.policy.Store(p) }
 
-// Nudge tells that the order has work to do. If the worker is too busy to take
-// it, the order comes up in the queue after [acme.Handoff].
-func (w *Worker) Nudge(o *acme.Order) {
-	select {
-	case w.nudges <- o.Clone():
-	default:
-	}
-}
+// Nudge begins with what the order waits for, without waiting for it. If there
+// is no room, the order comes up in the queue after [acme.Handoff].
+func (w *Worker) Nudge(o *acme.Order) { w.dispatch(o.Clone()) }
 
 // Watch returns a channel that has the latest version of the order that this
 // worker saved, until stop is called.
@@ -132,9 +126,9 @@ func (w *Worker) publish(o *acme.Order) {
 	}
 }
 
-// Run works until ctx ends. Then it claims nothing more, breaks off validations,
-// which will be made again, and waits for the answers of CAs that were asked
-// already, at most until their deadlines.
+// Run takes orders from the queue until ctx ends. Then it claims nothing more,
+// breaks off validations, which will be made again, and waits for the answers of
+// CAs that were asked already, at most until their deadlines.
 func (w *Worker) Run(ctx context.Context) error {
 	defer w.drain()
 	poll := time.NewTicker(w.Poll)
@@ -143,8 +137,6 @@ func (w *Worker) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case o := <-w.nudges:
-			w.dispatch(ctx, o)
 		case <-poll.C:
 			w.claim(ctx)
 		}
@@ -154,6 +146,9 @@ func (w *Worker) Run(ctx context.Context) error {
 func (w *Worker) drain() {
 	w.mu.Lock()
 	w.draining = true
+	for _, cancel := range w.jobs {
+		cancel()
+	}
 	w.mu.Unlock()
 	w.running.Wait()
 }
@@ -177,7 +172,7 @@ func (w *Worker) claim(ctx context.Context) {
 	}
 	for _, id := range ids {
 		// Read in a job of its own, so that one slow read delays no other order.
-		w.start(ctx, "read "+id, id, func(ctx context.Context) {
+		w.start("read "+id, id, func(ctx context.Context) {
 			readCtx, cancel := context.WithTimeout(ctx, w.Lease/2)
 			defer cancel()
 			o, err := w.Store.Order(readCtx, id)
@@ -185,35 +180,38 @@ func (w *Worker) claim(ctx context.Context) {
 				w.Log.WarnContext(ctx, "claimed order cannot be read", "order", id, "err", err)
 				return
 			}
-			w.dispatch(ctx, o)
+			w.dispatch(o)
 		})
 	}
 }
 
 // dispatch starts what the order waits for.
-func (w *Worker) dispatch(ctx context.Context, o *acme.Order) {
+func (w *Worker) dispatch(o *acme.Order) {
 	for _, ref := range o.ProcessingChallenges() {
-		w.start(ctx, challengeKey(o.ID, ref), o.ID, func(ctx context.Context) { w.validate(ctx, o, ref) })
+		w.start(challengeKey(o.ID, ref), o.ID, func(ctx context.Context) { w.validate(ctx, o, ref) })
 	}
 	if o.Status == acme.StatusProcessing {
-		w.start(ctx, "issue "+o.ID, o.ID, func(ctx context.Context) { w.issue(ctx, o) })
+		w.start("issue "+o.ID, o.ID, func(ctx context.Context) { w.issue(ctx, o) })
 	}
 }
 
 // start runs a job unless the same one runs already, or there is no room: then
-// the queue brings the order again.
-func (w *Worker) start(ctx context.Context, key, orderID string, job func(context.Context)) {
+// the queue brings the order again. The job's context ends when the worker is
+// told to stop.
+func (w *Worker) start(key, orderID string, job func(context.Context)) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.draining || w.jobs[key] || len(w.jobs) >= w.MaxJobs {
+	if w.draining || w.jobs[key] != nil || len(w.jobs) >= w.MaxJobs {
 		return
 	}
-	w.jobs[key] = true
+	ctx, cancel := context.WithCancel(context.Background())
+	w.jobs[key] = cancel
 	w.running.Go(func() {
 		defer func() {
 			if v := recover(); v != nil {
 				w.Log.Error("panic in a job", "order", orderID, "job", key, "panic", v)
 			}
+			cancel()
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			delete(w.jobs, key)

@@ -1,0 +1,46 @@
+# make run    starts the embedded default: local CA, one file, no cloud, no root
+# make test   installs what the tests need, and runs all that CI runs
+# make bench  benchmarks and load figures (docs/performance.md)
+
+GO         ?= go
+VERSION    ?= $(shell git describe --tags --always --dirty 2>/dev/null)
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
+FUZZTIME   ?= 5s
+
+.PHONY: run build test deps check unit fuzz integration bench
+
+run: build
+	./bin/acme-bridge serve
+
+build:
+	$(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/acme-bridge ./cmd/acme-bridge
+
+test: deps check unit fuzz integration
+
+deps:
+	./scripts/test-deps.sh
+
+check:
+	@unformatted="$$(gofmt -l $$(git ls-files '*.go'))"; test -z "$$unformatted" || { echo "not gofmt-ed: $$unformatted"; exit 1; }
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+	cd integration && $(GO) vet ./... && $(GO) run $(STATICCHECK) ./...
+
+unit:
+	$(GO) test -race -timeout 8m ./...
+
+# Each fuzz target runs for a moment, from its seeds.
+fuzz:
+	./scripts/fuzz.sh $(FUZZTIME)
+
+integration:
+	cd integration && $(GO) test -timeout 10m ./...
+
+bench: build
+	$(GO) test -run '^$$' -bench . -benchmem ./...
+	cd integration && $(GO) build -o ../bin/load ./load
+	for store in redis bolt; do ./bin/load -binary bin/acme-bridge -store $$store -flows 2000; done
+	./bin/load -binary bin/acme-bridge -flows 1200 -rate 20
+	./bin/load -binary bin/acme-bridge -flows 2000 -workers 8
+	./bin/load -binary bin/acme-bridge -neworders 2000
+	./bin/load -binary bin/acme-bridge -neworders 2000 -pending 800

@@ -1,0 +1,101 @@
+package integration
+
+import (
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/acme"
+)
+
+// boundaries are the places where a crash leaves another state behind, in the
+// order in which an order passes them.
+var boundaries = []string{"validated", "before-intent", "intent-saved", "submitted", "certificate-claimed", "order-valid"}
+
+func TestACrashAtAnyBoundaryLosesNoOrderAndIssuesOnce(t *testing.T) {
+	t.Parallel()
+	for _, setup := range []struct {
+		store, backend string
+		shared         bool // the CA issues for others too
+	}{
+		{store: bolt, backend: local},
+		{store: bolt, backend: privateCA},
+		{store: redisType, backend: privateCA},
+		{store: redisType, backend: privateCA, shared: true},
+	} {
+		name := setup.store + " " + setup.backend
+		if setup.shared {
+			name += " shared"
+		}
+		for _, boundary := range boundaries {
+			t.Run(name+" "+boundary, func(t *testing.T) {
+				t.Parallel()
+				w := newWorld(t, plan{store: setup.store, backend: setup.backend, failpoint: boundary, change: func(c tree) {
+					if setup.shared {
+						c["backends"].(tree)["ca"].(tree)["exclusive"] = false
+					}
+				}})
+				if setup.shared {
+					w.sim.control("POST", "issue", tree{"names": []string{"someone-else." + zone}}, nil)
+				}
+				w.survivesACrash()
+			})
+		}
+	}
+}
+
+// survivesACrash runs two flows through a server that dies once on the way, and
+// is started again.
+func (w *world) survivesACrash() {
+	w.t.Helper()
+	c := w.newClient(w.server.directory())
+	ctx := deadline(w.t, 90*time.Second)
+	if err := c.register(ctx); err != nil {
+		w.t.Fatal(err)
+	}
+	w.arm()
+	type outcome struct {
+		result *result
+		err    error
+	}
+	done := make(chan outcome, 1)
+	go func() {
+		r, err := c.obtain(ctx, "crash."+zone, "www.crash."+zone)
+		done <- outcome{r, err}
+	}()
+	if err := w.server.proc.exited(30 * time.Second); err != nil {
+		w.t.Fatalf("the failpoint was not reached: %v", err)
+	}
+	if !w.fired() {
+		w.t.Fatalf("the server ended before its failpoint: %s", w.server.proc.cmd.ProcessState)
+	}
+	w.server.restart()
+	got := <-done
+	if got.err != nil {
+		w.t.Fatal(got.err)
+	}
+	w.checkResult(got.result, acme.StatusValid)
+	w.checkIssued(got.result, 1)
+
+	// The same names again: another order, another certificate.
+	after, err := c.obtain(ctx, "crash."+zone, "www.crash."+zone)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.checkResult(after, acme.StatusValid)
+	w.checkIssued(after, 1)
+	if got.result.chain[0].Equal(after.chain[0]) {
+		w.t.Error("two orders were given one certificate")
+	}
+}
+
+// checkIssued checks how many certificates the CA has made for an order's key.
+// The local CA keeps no count.
+func (w *world) checkIssued(r *result, want int64) {
+	w.t.Helper()
+	if w.sim == nil {
+		return
+	}
+	if got := w.sim.issuedFor(r.key); got != want {
+		w.t.Errorf("the CA issued %d certificates for the order of %v, want %d", got, r.names, want)
+	}
+}

@@ -70,6 +70,28 @@ type newOrderBody struct {
 	Profile     string            `json:"profile"`
 }
 
+// maxListed is how many identifiers a request may list, duplicates included. The
+// profile bounds those of an order; this keeps a long list from costing a
+// subproblem for each of its members.
+const maxListed = 1000
+
+// parseNewOrder finds the profile that an order is for, and its identifiers in
+// their normal form.
+func parseNewOrder(dir *Directory, body *newOrderBody) (*acme.Profile, []acme.Identifier, error) {
+	profile, err := dir.profile(body.Profile)
+	if err != nil {
+		return nil, nil, err
+	}
+	if n := len(body.Identifiers); n > maxListed {
+		return nil, nil, acme.Problemf(acme.Malformed, "%d identifiers in one request, at most %d are read", n, maxListed)
+	}
+	ids, err := acme.ParseIdentifiers(body.Identifiers)
+	if err != nil {
+		return nil, nil, err
+	}
+	return profile, ids, profile.Check(ids)
+}
+
 // lookupNewOrder has the proofs and limits that concern the names read together
 // with the account.
 func (s *Server) lookupNewOrder(r *request, q *acme.Lookup) {
@@ -77,12 +99,8 @@ func (s *Server) lookupNewOrder(r *request, q *acme.Lookup) {
 	if unmarshal(r.payload, &body) != nil {
 		return
 	}
-	profile, err := r.dir.profile(body.Profile)
+	profile, ids, err := parseNewOrder(r.dir, &body)
 	if err != nil {
-		return
-	}
-	ids, err := acme.ParseIdentifiers(body.Identifiers)
-	if err != nil || profile.Check(ids) != nil {
 		return // newOrder says so, once the signature is verified
 	}
 	for _, id := range ids {
@@ -99,15 +117,8 @@ func (s *Server) newOrder(w http.ResponseWriter, r *request) error {
 	if err := r.decode(&body); err != nil {
 		return err
 	}
-	profile, err := r.dir.profile(body.Profile)
+	profile, ids, err := parseNewOrder(r.dir, &body)
 	if err != nil {
-		return err
-	}
-	ids, err := acme.ParseIdentifiers(body.Identifiers)
-	if err != nil {
-		return err
-	}
-	if err := profile.Check(ids); err != nil {
 		return err
 	}
 	now := s.Now()

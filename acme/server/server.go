@@ -61,7 +61,7 @@ type Limits struct {
 	NewOrdersPerAccount     acme.Limit
 	PendingOrdersPerAccount int
 	FailedValidations       acme.Limit // per account and name
-	RequestBody             int64      // bytes
+	RequestBody             int64      // bytes; zero means 128 KiB, since some bound there must be
 }
 
 // Options are a Server's connections to the world.

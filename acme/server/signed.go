@@ -262,7 +262,13 @@ func verify(env *envelope, key *accountKey) error {
 	return nil
 }
 
+// defaultBody is how many bytes a request may have if the policy does not say.
+const defaultBody = 128 << 10
+
 func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
+	if limit <= 0 {
+		limit = defaultBody
+	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
 	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
 		return nil, acme.Problemf(acme.Malformed, "the request is larger than %d bytes", limit).WithStatus(http.StatusRequestEntityTooLarge)
@@ -312,7 +318,12 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error, attrs .
 		_ = s.setNonce(w, r)
 	}
 	if h.Get("Link") == "" {
-		if dir := s.policy.Load().Directories[DefaultDirectory]; dir != nil {
+		policy := s.policy.Load()
+		dir := directoryOf(policy, r)
+		if dir == nil { // a path that leads nowhere
+			dir = policy.Directories[DefaultDirectory]
+		}
+		if dir != nil {
 			h.Set("Link", "<"+s.url(dir, routeDirectory)+`>;rel="index"`)
 		}
 	}

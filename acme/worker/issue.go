@@ -96,8 +96,14 @@ func (w *Worker) submit(ctx context.Context, o *acme.Order) {
 		w.refuse(ctx, o, o.Intent.Attempt, acme.Problemf(acme.ServerInternal, "internal error"))
 		return
 	}
+	// What the save took is not the CA's to use: after the deadline others search.
+	left := min(timeout, o.Intent.Deadline.Add(-deadlineMargin).Sub(w.Now()))
+	if left <= 0 {
+		w.settle(ctx, o, issuer, req, nil, &acme.NotSentError{Err: errors.New("the intent was saved too late")})
+		return
+	}
 	log.DebugContext(ctx, "certificate requested", "attempt", o.Intent.Attempt)
-	submitCtx, cancelSubmit := context.WithTimeout(ctx, timeout)
+	submitCtx, cancelSubmit := context.WithTimeout(ctx, left)
 	defer cancelSubmit()
 	start := time.Now()
 	got, err := issuer.Submit(submitCtx, req)

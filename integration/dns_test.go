@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -27,11 +28,13 @@ type dnsServer struct {
 func startDNS(t *testing.T) *dnsServer {
 	t.Helper()
 	d := &dnsServer{a: map[string]string{}, txt: map[string][]string{}, seen: map[string]int{}}
-	packets, err := net.ListenPacket("udp", "127.0.0.1:0")
+	// One port for both; below the ports of outgoing connections, or it might be
+	// taken for one of the two.
+	d.address = net.JoinHostPort("127.0.0.1", strconv.Itoa(freePort(t)))
+	packets, err := net.ListenPacket("udp", d.address)
 	if err != nil {
 		t.Fatal(err)
 	}
-	d.address = packets.LocalAddr().String()
 	streams, err := net.Listen("tcp", d.address)
 	if err != nil {
 		t.Fatal(err)

@@ -119,6 +119,17 @@ func newWorld(t *testing.T, p plan) *world {
 	return w
 }
 
+// with is the same world for a subtest, whose failures are its own.
+func (w *world) with(t *testing.T) *world {
+	mine := *w
+	mine.t = t
+	if w.sim != nil {
+		sim := *w.sim
+		sim.t, mine.sim = t, &sim
+	}
+	return &mine
+}
+
 // armFile is the file whose removal kills a server that has a failpoint.
 func (w *world) armFile() string { return filepath.Join(w.dir, "armed") }
 

@@ -132,12 +132,12 @@ func (w *Worker) settle(ctx context.Context, o *acme.Order, issuer acme.Issuer, 
 		return
 	}
 	now := w.Now()
-	if !now.Before(o.Expires) {
-		log.ErrorContext(ctx, "certificate authority not reached until the order expired", "err", err)
-		w.refuse(ctx, o, attempt, acme.Problemf(acme.ServerInternal, "the certificate authority could not be reached"))
+	retry := now.Add(max(notSent.After, jittered(attempt-1, time.Second, 5*time.Minute)))
+	if !retry.Before(o.Expires) {
+		log.ErrorContext(ctx, "certificate authority not reached until the order expired", "retry", retry, "err", err)
+		w.refuse(ctx, o, attempt, acme.Problemf(acme.ServerInternal, "the certificate authority could not be reached before the order expired"))
 		return
 	}
-	retry := now.Add(max(notSent.After, jittered(attempt-1, time.Second, 5*time.Minute)))
 	log.WarnContext(ctx, "request not sent, will retry", "retry", retry, "err", err)
 	if _, _, err := w.update(ctx, o, func(o *acme.Order) error { return o.NotIssued(attempt, retry) }); err != nil {
 		// The intent stays: Find will prove that nothing was issued.
@@ -173,6 +173,11 @@ func (w *Worker) find(ctx context.Context, o *acme.Order) {
 		log.InfoContext(ctx, "lost certificate found")
 		w.accept(ctx, o, issuer, req, got)
 	case errors.Is(err, acme.ErrNotIssued):
+		if !w.Now().Before(o.Expires) {
+			log.ErrorContext(ctx, "certificate authority did not issue until the order expired")
+			w.refuse(ctx, o, attempt, acme.Problemf(acme.ServerInternal, "the certificate authority did not answer before the order expired"))
+			return
+		}
 		log.InfoContext(ctx, "no certificate was issued, requesting again")
 		again, changed, err := w.update(ctx, o, func(o *acme.Order) error { return o.NotIssued(attempt, w.Now().Add(acme.Handoff)) })
 		if err != nil {

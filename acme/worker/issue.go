@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"log/slog"
 	"time"
 
@@ -117,7 +118,9 @@ func (w *Worker) settle(ctx context.Context, o *acme.Order, issuer acme.Issuer, 
 	log := w.logger(o).With("backend", o.Intent.Backend, "attempt", o.Intent.Attempt)
 	attempt := o.Intent.Attempt
 	if err == nil {
-		w.accept(ctx, o, issuer, req, got)
+		if err := w.accept(ctx, o, issuer, req, got); err != nil {
+			log.WarnContext(ctx, "certificate not accepted yet, will search for it", "deadline", o.Intent.Deadline, "err", err)
+		}
 		return
 	}
 	if problem, ok := isProblem(err); ok {
@@ -168,10 +171,12 @@ func (w *Worker) find(ctx context.Context, o *acme.Order) {
 	ctx, cancelSave := context.WithTimeout(context.WithoutCancel(ctx), saveWithin)
 	defer cancelSave()
 	w.metrics.searched(o.Intent.Backend, err)
+	if err == nil {
+		log.InfoContext(ctx, "lost certificate found")
+		err = w.accept(ctx, o, issuer, req, got)
+	}
 	switch {
 	case err == nil:
-		log.InfoContext(ctx, "lost certificate found")
-		w.accept(ctx, o, issuer, req, got)
 	case errors.Is(err, acme.ErrNotIssued):
 		if !w.Now().Before(o.Expires) {
 			log.ErrorContext(ctx, "certificate authority did not issue until the order expired")
@@ -198,19 +203,20 @@ func (w *Worker) find(ctx context.Context, o *acme.Order) {
 	}
 }
 
-// accept checks a certificate and, if it is right, makes it the order's.
-func (w *Worker) accept(ctx context.Context, o *acme.Order, issuer acme.Issuer, req *acme.IssueRequest, got *acme.Issuance) {
-	log := w.logger(o).With("backend", o.Intent.Backend, "attempt", o.Intent.Attempt)
+// accept checks a certificate and, if it is right, makes it the order's, else
+// puts it into quarantine. An error means that neither could be done yet.
+func (w *Worker) accept(ctx context.Context, o *acme.Order, issuer acme.Issuer, req *acme.IssueRequest, got *acme.Issuance) error {
+	if got == nil || got.Leaf == nil {
+		return errors.New("the backend returned neither certificate nor error")
+	}
 	attempt, now := o.Intent.Attempt, w.Now()
 	roots, err := issuer.Roots(ctx)
 	if err != nil {
-		// Not believed yet: Find brings the certificate again.
-		log.WarnContext(ctx, "certificate cannot be checked, will search for it later", "err", err)
-		return
+		return fmt.Errorf("read the certificate authority's roots: %w", err)
 	}
 	if err := acme.CheckIssued(req, got, roots, now); err != nil {
 		w.quarantine(ctx, o, got, err)
-		return
+		return nil
 	}
 	cert := &acme.Certificate{
 		ID: acme.CertificateID(got.Leaf), Leaf: got.Leaf.Raw, Issued: now.UTC().Truncate(time.Second),
@@ -225,8 +231,9 @@ func (w *Worker) accept(ctx context.Context, o *acme.Order, issuer acme.Issuer, 
 	case errors.Is(err, errNotNew):
 		w.quarantine(ctx, o, got, err)
 	case err != nil:
-		log.WarnContext(ctx, "certificate not saved, will search for it later", "certificate", cert.ID, "err", err)
+		return fmt.Errorf("save certificate %s: %w", cert.ID, err)
 	}
+	return nil
 }
 
 var errNotNew = errors.New("the certificate belongs to another order already")

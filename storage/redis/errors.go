@@ -16,7 +16,7 @@ import (
 // request.
 var notNow = []string{
 	"LOADING", "READONLY", "CLUSTERDOWN", "MASTERDOWN", "OOM", "TRYAGAIN", "NOREPLICAS", "BUSY", "MISCONF",
-	"NOAUTH", "WRONGPASS", "NOPERM", "MOVED", "ASK", "max number of clients", "DENIED", "UNKILLABLE",
+	"NOAUTH", "unauthenticated", "WRONGPASS", "NOPERM", "MOVED", "ASK", "max number of clients", "DENIED", "UNKILLABLE",
 }
 
 // failed says what could not be done. Anything but a caller that went away and

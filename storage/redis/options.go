@@ -93,8 +93,8 @@ type Store struct {
 	// chains that are known to be stored, by name; content never changes, so
 	// that reading one again costs nothing.
 	chains *lru.Cache[string, []byte]
-	// recheck is set when the connection was lost: what answers next may be
-	// another server, or the same one with its data gone.
+	// recheck is set at first and after failures: what answers next may be
+	// another server, or one with other settings.
 	recheck atomic.Bool
 	warned  atomic.Bool
 }
@@ -136,6 +136,8 @@ func New(opts Options, log *slog.Logger) (*Store, error) {
 // lost, only the next read can tell what became of the write. (In a cluster
 // [once] sees to that, because redirects need MaxRedirects.)
 func (s *Store) client(o *Options) redis.UniversalClient {
+	// never also keeps go-redis from a second pool with large buffers for
+	// pipelines: ours are short, and there is one in each request.
 	const never = -1
 	quiet := &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
 	switch o.Mode {
@@ -146,14 +148,14 @@ func (s *Store) client(o *Options) redis.UniversalClient {
 			Username: o.Username, Password: o.Password, DB: o.DB, TLSConfig: o.TLS,
 			Protocol: 2, OnConnect: s.connected, MaxRetries: never,
 			DialTimeout: o.DialTimeout, DialerRetries: 1, ReadTimeout: o.IOTimeout, WriteTimeout: o.IOTimeout,
-			ContextTimeoutEnabled: true, PoolSize: o.PoolSize, PoolTimeout: o.IOTimeout, DisableIdentity: true,
+			ContextTimeoutEnabled: true, PoolSize: o.PoolSize, PoolTimeout: o.IOTimeout, PipelinePoolSize: never, DisableIdentity: true,
 		})
 	case Cluster:
 		return redis.NewClusterClient(&redis.ClusterOptions{
 			Addrs: o.Addresses, Username: o.Username, Password: o.Password, TLSConfig: o.TLS,
 			Protocol: 2, OnConnect: s.connected, MaxRetries: never, DisableRoutingPolicies: true,
 			DialTimeout: o.DialTimeout, DialerRetries: 1, ReadTimeout: o.IOTimeout, WriteTimeout: o.IOTimeout,
-			ContextTimeoutEnabled: true, PoolSize: o.PoolSize, PoolTimeout: o.IOTimeout, DisableIdentity: true,
+			ContextTimeoutEnabled: true, PoolSize: o.PoolSize, PoolTimeout: o.IOTimeout, PipelinePoolSize: never, DisableIdentity: true,
 			MaintNotificationsConfig: quiet,
 		})
 	}
@@ -161,7 +163,7 @@ func (s *Store) client(o *Options) redis.UniversalClient {
 		Addr: o.Addresses[0], Username: o.Username, Password: o.Password, DB: o.DB, TLSConfig: o.TLS,
 		Protocol: 2, OnConnect: s.connected, MaxRetries: never,
 		DialTimeout: o.DialTimeout, DialerRetries: 1, ReadTimeout: o.IOTimeout, WriteTimeout: o.IOTimeout,
-		ContextTimeoutEnabled: true, PoolSize: o.PoolSize, PoolTimeout: o.IOTimeout, DisableIdentity: true,
+		ContextTimeoutEnabled: true, PoolSize: o.PoolSize, PoolTimeout: o.IOTimeout, PipelinePoolSize: never, DisableIdentity: true,
 		MaintNotificationsConfig: quiet,
 	})
 }
@@ -169,14 +171,14 @@ func (s *Store) client(o *Options) redis.UniversalClient {
 // Close ends all connections. Later calls return [acme.ErrUnavailable].
 func (s *Store) Close() error { return s.rdb.Close() }
 
-// connected runs on each new connection. After a loss it looks at the eviction
-// policy, and forgets which chains are stored: a server that came back empty
-// must get them again.
+// connected runs on each new connection. It forgets which chains are stored: the
+// server may have been restarted and come back empty, and then it must get them
+// again. After a failure it also looks at the eviction policy.
 func (s *Store) connected(ctx context.Context, cn *redis.Conn) error {
+	s.chains.Purge()
 	if !s.recheck.CompareAndSwap(true, false) {
 		return nil
 	}
-	s.chains.Purge()
 	// An ACL user may not be allowed to ask; then there is nothing to say.
 	if got, err := cn.ConfigGet(ctx, "maxmemory-policy").Result(); err == nil {
 		s.judgePolicy(ctx, got["maxmemory-policy"])

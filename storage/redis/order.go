@@ -226,7 +226,7 @@ func (s *Store) AccountOrders(ctx context.Context, accountID, after string, limi
 			from = "(" + after
 		}
 		page, err := s.rdb.ZRangeArgs(ctx, redis.ZRangeArgs{
-			Key: list, Start: from, Stop: "+", ByLex: true, Count: int64(limit - len(ids)),
+			Key: list, Start: from, Stop: "+", ByLex: true, Count: int64(limit),
 		}).Result()
 		if err != nil {
 			return nil, s.failed(ctx, "list orders of "+accountID, err)
@@ -257,7 +257,7 @@ func (s *Store) AccountOrders(ctx context.Context, accountID, after string, limi
 		}
 		after = page[len(page)-1]
 	}
-	return ids, nil
+	return ids[:min(limit, len(ids))], nil
 }
 
 // ClaimDue looks into the queues of all shards in one round trip, which is all
@@ -298,7 +298,7 @@ func (s *Store) ClaimDue(ctx context.Context, now time.Time, lease time.Duration
 	for _, c := range claims {
 		got, err := c.cmd.Result()
 		if redis.HasErrorPrefix(err, "NOSCRIPT") {
-			got, err = claimDue.run(ctx, s.rdb, c.keys, c.args...)
+			got, err = claimDue.runText(ctx, s.rdb, c.keys, c.args)
 		}
 		if err != nil {
 			failure = err

@@ -49,10 +49,17 @@ func (sc *script) run(ctx context.Context, rdb redis.UniversalClient, keys []str
 	cmd := sc.command(ctx, keys, args)
 	err := rdb.Process(ctx, cmd)
 	if redis.HasErrorPrefix(err, "NOSCRIPT") {
-		cmd = sc.build(ctx, "eval", sc.source, keys, args)
-		err = rdb.Process(ctx, cmd)
+		return sc.runText(ctx, rdb, keys, args)
 	}
 	if err != nil {
+		return nil, err
+	}
+	return cmd.Val(), nil
+}
+
+func (sc *script) runText(ctx context.Context, rdb redis.UniversalClient, keys []string, args []any) (any, error) {
+	cmd := sc.build(ctx, "eval", sc.source, keys, args)
+	if err := rdb.Process(ctx, cmd); err != nil {
 		return nil, err
 	}
 	return cmd.Val(), nil

@@ -40,7 +40,7 @@ func StartRedis(t testing.TB, settings ...string) *Server {
 
 func newServer(t testing.TB, settings []string) *Server {
 	t.Helper()
-	port := freePort(t)
+	port := FreePort(t)
 	s := &Server{Addr: "127.0.0.1:" + port, dir: t.TempDir(), out: &output{}}
 	s.args = append([]string{
 		"--port", port, "--bind", "127.0.0.1", "--dir", s.dir, "--save", "", "--maxmemory-policy", "noeviction",
@@ -132,7 +132,7 @@ func StartCluster(t testing.TB) []*Server {
 	servers := make([]*Server, 3)
 	for i := range servers {
 		servers[i] = StartRedis(t, "--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-config-file", "nodes.conf",
-			"--cluster-port", freePort(t))
+			"--cluster-port", FreePort(t))
 	}
 	ctx := t.Context()
 	const slots = 16384
@@ -182,7 +182,7 @@ func StartSentinels(t testing.TB) *Sentinels {
 	})
 	for range 3 {
 		s := &Server{dir: t.TempDir(), out: &output{}}
-		own := freePort(t)
+		own := FreePort(t)
 		s.Addr = "127.0.0.1:" + own
 		conf := filepath.Join(s.dir, "sentinel.conf")
 		text := fmt.Sprintf("port %s\nbind 127.0.0.1\ndir %s\nsentinel monitor %s %s %s 2\nsentinel down-after-milliseconds %[3]s 1000\nsentinel failover-timeout %[3]s 5000\n",
@@ -203,9 +203,9 @@ func StartSentinels(t testing.TB) *Sentinels {
 	return set
 }
 
-// freePort finds a port that nobody listens on. Another process may take it
+// FreePort finds a port that nobody listens on. Another process may take it
 // before the server does; then the server does not start and the test says so.
-func freePort(t testing.TB) string {
+func FreePort(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

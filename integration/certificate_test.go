@@ -117,6 +117,11 @@ func (w *world) checkChain(chain []*x509.Certificate, key crypto.PublicKey, name
 }
 
 func (w *world) chainError(chain []*x509.Certificate, key crypto.PublicKey, names ...string) error {
+	return w.chainErrorFor(30, chain, key, names...)
+}
+
+// chainErrorFor is chainError for a profile of so many days.
+func (w *world) chainErrorFor(days int, chain []*x509.Certificate, key crypto.PublicKey, names ...string) error {
 	if len(chain) < 2 || len(chain) > 5 {
 		return fmt.Errorf("the chain has %d certificates", len(chain))
 	}
@@ -138,8 +143,9 @@ func (w *world) chainError(chain []*x509.Certificate, key crypto.PublicKey, name
 	if pub, ok := leaf.PublicKey.(interface{ Equal(crypto.PublicKey) bool }); !ok || !pub.Equal(key) {
 		return fmt.Errorf("the certificate for %v is for another key", names)
 	}
-	if end := time.Until(leaf.NotAfter); end < 29*24*time.Hour || end > 31*24*time.Hour {
-		return fmt.Errorf("the certificate lasts another %s, want 30 days", end)
+	lifetime := time.Duration(days) * 24 * time.Hour
+	if left := time.Until(leaf.NotAfter); left < lifetime-time.Hour || left > lifetime+time.Hour {
+		return fmt.Errorf("the certificate lasts another %s, want %d days", left, days)
 	}
 	return nil
 }

@@ -43,6 +43,8 @@ type options struct {
 	pending  int
 	orders   int
 	rate     float64
+	stored   int
+	redis    string // address of the Redis that was started
 }
 
 func main() {
@@ -57,6 +59,7 @@ func main() {
 	flag.IntVar(&o.pending, "pending", 0, "orders left pending on each account beforehand")
 	flag.IntVar(&o.orders, "neworders", 0, "instead of flows, make so many orders and leave them pending")
 	flag.Float64Var(&o.rate, "rate", 0, "flows per second to start (open loop); 0: closed loop")
+	flag.IntVar(&o.stored, "stored", 0, "finished orders stored in Redis beforehand")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -153,7 +156,8 @@ func run(ctx context.Context, o *options) error {
 			return err
 		}
 		processes = append(processes, p)
-		storage = fmt.Sprintf("{redis: {addresses: [\"127.0.0.1:%d\"]}}", port)
+		o.redis = fmt.Sprintf("127.0.0.1:%d", port)
+		storage = fmt.Sprintf("{redis: {addresses: [%q]}}", o.redis)
 	}
 	server, admin, err := startServer(o, dir, storage, listener.Addr().(*net.TCPAddr).Port, log)
 	if err != nil {
@@ -279,6 +283,11 @@ func measure(ctx context.Context, o *options, clients []*client, tokens *respond
 			return fmt.Errorf("warming up: %w", err)
 		}
 	}
+	if o.stored > 0 {
+		if err := seed(ctx, o.redis, o.stored); err != nil {
+			return err
+		}
+	}
 	before := make([]time.Duration, len(processes))
 	for i, p := range processes {
 		if before[i], err = p.cpu(); err != nil {
@@ -291,7 +300,7 @@ func measure(ctx context.Context, o *options, clients []*client, tokens *respond
 
 	slices.Sort(took)
 	quantile := func(q float64) time.Duration { return took[min(len(took)-1, int(q*float64(len(took))))] }
-	fmt.Printf("store %s, %d workers, %d accounts, %d pending orders each, rate %g/s\n", o.store, o.workers, o.accounts, o.pending, o.rate)
+	fmt.Printf("store %s (%d finished orders), %d workers, %d accounts, %d pending orders each, rate %g/s\n", o.store, o.stored, o.workers, o.accounts, o.pending, o.rate)
 	fmt.Printf("flows %d, failed %d, in %s: %.1f/s\n", len(took), failed, elapsed.Round(time.Millisecond), float64(len(took))/elapsed.Seconds())
 	if len(took) > 0 {
 		fmt.Printf("latency: median %s, p90 %s, p99 %s, most %s\n", quantile(.5), quantile(.9), quantile(.99), took[len(took)-1])

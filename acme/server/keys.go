@@ -7,8 +7,10 @@ import (
 	"crypto/elliptic"
 	"crypto/rsa"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 
 	"github.com/go-jose/go-jose/v4"
@@ -30,15 +32,30 @@ type accountKey struct {
 	thumbprint string // RFC 7638, SHA-256, base64url
 }
 
+// publicMembers are the members of a JWK that make a public key (RFC 7638,
+// Section 3.2; RFC 8037, Section 2).
+type publicMembers struct {
+	Kty string `json:"kty"`
+	Crv string `json:"crv,omitempty"`
+	X   string `json:"x,omitempty"`
+	Y   string `json:"y,omitempty"`
+	N   string `json:"n,omitempty"`
+	E   string `json:"e,omitempty"`
+}
+
 // parseKey reads a JWK that a client sent, and refuses what is no strong public
 // key with badPublicKey.
 func parseKey(raw []byte) (*accountKey, error) {
 	bad := func(err error) error { return acme.Problemf(acme.BadPublicKey, "jwk: %v", err) }
 	var members struct {
-		Kty string         `json:"kty"`
+		publicMembers
 		D   jsontext.Value `json:"d"`
 		P   jsontext.Value `json:"p"`
 		Q   jsontext.Value `json:"q"`
+		DP  jsontext.Value `json:"dp"`
+		DQ  jsontext.Value `json:"dq"`
+		QI  jsontext.Value `json:"qi"`
+		Oth jsontext.Value `json:"oth"`
 		K   jsontext.Value `json:"k"`
 	}
 	if err := unmarshal(raw, &members); err != nil {
@@ -47,11 +64,21 @@ func parseKey(raw []byte) (*accountKey, error) {
 	switch {
 	case members.Kty == "oct" || members.K != nil:
 		return nil, bad(errors.New("a symmetric key"))
-	case members.D != nil || members.P != nil || members.Q != nil:
+	case members.D != nil, members.P != nil, members.Q != nil, members.DP != nil, members.DQ != nil, members.QI != nil, members.Oth != nil:
 		return nil, bad(errors.New("it holds a private key; consider that key compromised"))
 	}
+	for _, value := range []string{members.X, members.Y, members.N, members.E} {
+		if _, err := strictBase64(value); err != nil {
+			return nil, bad(errors.New("its values must be base64url without padding"))
+		}
+	}
+	// The library reads base64 less strictly, and members that do not matter.
+	public, err := json.Marshal(members.publicMembers)
+	if err != nil {
+		return nil, fmt.Errorf("encode key: %w", err)
+	}
 	var key jose.JSONWebKey
-	if err := key.UnmarshalJSON(raw); err != nil {
+	if err := key.UnmarshalJSON(public); err != nil {
 		return nil, acme.Problemf(acme.BadPublicKey, "jwk: it is not a well-formed key of a supported kind").WithCause(err)
 	}
 	switch public := key.Key.(type) {
@@ -59,6 +86,9 @@ func parseKey(raw []byte) (*accountKey, error) {
 	case *rsa.PublicKey:
 		if err := acme.CheckRSA(public); err != nil {
 			return nil, bad(err)
+		}
+		if public.E > math.MaxInt32 {
+			return nil, bad(errors.New("the RSA exponent is too large"))
 		}
 	default:
 		return nil, bad(errors.New("keys of this kind are not supported"))

@@ -110,7 +110,10 @@ func (w *Worker) submit(ctx context.Context, o *acme.Order) {
 	got, err := issuer.Submit(submitCtx, req)
 	w.metrics.submitted(profile.Backend, err, time.Since(start))
 	w.Boundary("submitted", o.ID)
-	w.settle(ctx, o, issuer, req, got, err)
+	// A backend that does not heed its deadline leaves no time of ctx.
+	settleCtx, cancelSettle := context.WithTimeout(context.WithoutCancel(ctx), saveWithin)
+	defer cancelSettle()
+	w.settle(settleCtx, o, issuer, req, got, err)
 }
 
 // settle saves what came of a Submit.
@@ -228,7 +231,7 @@ func (w *Worker) accept(ctx context.Context, o *acme.Order, issuer acme.Issuer, 
 		return struct{}{}, w.keep(ctx, o, attempt, cert, got)
 	}, backoff.WithBackOff(backoff.NewExponentialBackOff()), backoff.WithMaxElapsedTime(saveWithin))
 	switch {
-	case errors.Is(err, errNotNew):
+	case errors.Is(err, errNotNew), errors.Is(err, errEnded):
 		w.quarantine(ctx, o, got, err)
 	case err != nil:
 		return fmt.Errorf("save certificate %s: %w", cert.ID, err)
@@ -236,7 +239,10 @@ func (w *Worker) accept(ctx context.Context, o *acme.Order, issuer acme.Issuer, 
 	return nil
 }
 
-var errNotNew = errors.New("the certificate belongs to another order already")
+var (
+	errNotNew = errors.New("the certificate belongs to another order already")
+	errEnded  = errors.New("the order ended, or asked again, before the certificate came")
+)
 
 // keep saves a certificate that has been checked: first whose it is, so that no
 // second order gets it, then the chain, last the order that refers to both.
@@ -263,11 +269,15 @@ func (w *Worker) keep(ctx context.Context, o *acme.Order, attempt int, cert *acm
 		return retry(err)
 	}
 	w.Boundary("order-valid", o.ID)
-	if changed {
-		w.metrics.orderEnded(o.Profile, "valid")
-		w.logger(saved).InfoContext(ctx, "certificate issued", "backend", cert.Backend, "certificate", cert.ID, "attempt", attempt,
-			"serial", got.Leaf.SerialNumber.Text(16), "notAfter", cert.NotAfter)
+	if !changed {
+		if saved.Certificate == nil || saved.Certificate.ID != cert.ID {
+			return backoff.Permanent(errEnded)
+		}
+		return nil // another worker found it
 	}
+	w.metrics.orderEnded(o.Profile, "valid")
+	w.logger(saved).InfoContext(ctx, "certificate issued", "backend", cert.Backend, "certificate", cert.ID, "attempt", attempt,
+		"serial", got.Leaf.SerialNumber.Text(16), "notAfter", cert.NotAfter)
 	return nil
 }
 
@@ -288,8 +298,8 @@ func chainPEM(got *acme.Issuance) []byte {
 	return out.Bytes()
 }
 
-// quarantine keeps a certificate that is not what was asked for away from
-// everyone but the operator, and ends the order.
+// quarantine keeps a certificate that is not what was asked for, or that came
+// too late, away from everyone but the operator, and ends the order.
 func (w *Worker) quarantine(ctx context.Context, o *acme.Order, got *acme.Issuance, why error) {
 	log := w.logger(o).With("backend", o.Intent.Backend, "attempt", o.Intent.Attempt)
 	q := &acme.Quarantine{OrderID: o.ID, Backend: o.Intent.Backend, Reason: why.Error(), Time: w.Now().UTC()}
@@ -297,7 +307,7 @@ func (w *Worker) quarantine(ctx context.Context, o *acme.Order, got *acme.Issuan
 		q.Leaf = got.Leaf.Raw
 		log = log.With("serial", got.Leaf.SerialNumber.Text(16))
 	}
-	log.ErrorContext(ctx, "certificate quarantined: it is not what was asked for", "err", why)
+	log.ErrorContext(ctx, "certificate quarantined: no order gets it", "err", why)
 	w.metrics.quarantined.WithLabelValues(o.Intent.Backend).Inc()
 	if err := w.Store.PutQuarantine(ctx, q); err != nil {
 		log.ErrorContext(ctx, "quarantined certificate not kept", "err", err)

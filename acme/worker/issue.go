@@ -315,10 +315,16 @@ func (w *Worker) quarantine(ctx context.Context, o *acme.Order, got *acme.Issuan
 	w.refuse(ctx, o, o.Intent.Attempt, acme.Problemf(acme.ServerInternal, "the certificate authority returned a certificate that is not what was asked for"))
 }
 
-// refuse ends an order for good. If that cannot be saved, the queue brings the
+// refuse ends an order for good: in that attempt, or with attempt 0 before any,
+// so that no CA is being asked. If that cannot be saved, the queue brings the
 // order again.
 func (w *Worker) refuse(ctx context.Context, o *acme.Order, attempt int, problem *acme.Problem) {
-	_, changed, err := w.update(ctx, o, func(o *acme.Order) error { return o.Refused(attempt, problem) })
+	_, changed, err := w.update(ctx, o, func(o *acme.Order) error {
+		if attempt == 0 && o.Intent != nil {
+			return acme.ErrUnchanged // another worker, with another policy, was faster
+		}
+		return o.Refused(attempt, problem)
+	})
 	if err != nil {
 		w.logger(o).WarnContext(ctx, "refusal not saved, will be repeated", "err", err)
 		return

@@ -171,6 +171,10 @@ func (w *Worker) find(ctx context.Context, o *acme.Order) {
 	findCtx, cancel := context.WithTimeout(ctx, w.Lease*3/4)
 	defer cancel()
 	got, err := issuer.Find(findCtx, req)
+	stopping := ctx.Err() != nil
+	if stopping && err != nil && !errors.Is(err, acme.ErrNotIssued) {
+		return // broken off: it tells nothing of the CA, and will be made again
+	}
 	ctx, cancelSave := context.WithTimeout(context.WithoutCancel(ctx), saveWithin)
 	defer cancelSave()
 	w.metrics.searched(o.Intent.Backend, err)
@@ -186,11 +190,11 @@ func (w *Worker) find(ctx context.Context, o *acme.Order) {
 			w.refuse(ctx, o, attempt, acme.Problemf(acme.ServerInternal, "the certificate authority did not answer before the order expired"))
 			return
 		}
-		log.InfoContext(ctx, "no certificate was issued, requesting again")
+		log.InfoContext(ctx, "no certificate was issued, will request again")
 		again, changed, err := w.update(ctx, o, func(o *acme.Order) error { return o.NotIssued(attempt, w.Now().Add(acme.Handoff)) })
 		if err != nil {
 			log.WarnContext(ctx, "outcome not saved, will search again", "err", err)
-		} else if changed {
+		} else if changed && !stopping {
 			w.submit(ctx, again)
 		}
 	case o.Searches+1 >= maxSearches:

@@ -172,15 +172,18 @@ func (w *Worker) claim(ctx context.Context) {
 	}
 	for _, id := range ids {
 		// Read in a job of its own, so that one slow read delays no other order.
+		var o *acme.Order
 		w.start("read "+id, id, func(ctx context.Context) {
 			readCtx, cancel := context.WithTimeout(ctx, w.Lease/2)
 			defer cancel()
-			o, err := w.Store.Order(readCtx, id)
-			if err != nil {
+			var err error
+			if o, err = w.Store.Order(readCtx, id); err != nil {
 				w.Log.WarnContext(ctx, "claimed order cannot be read", "order", id, "err", err)
-				return
 			}
-			w.dispatch(o)
+		}, func() {
+			if o != nil {
+				w.dispatch(o)
+			}
 		})
 	}
 }
@@ -188,17 +191,17 @@ func (w *Worker) claim(ctx context.Context) {
 // dispatch starts what the order waits for.
 func (w *Worker) dispatch(o *acme.Order) {
 	for _, ref := range o.ProcessingChallenges() {
-		w.start(challengeKey(o.ID, ref), o.ID, func(ctx context.Context) { w.validate(ctx, o, ref) })
+		w.start(challengeKey(o.ID, ref), o.ID, func(ctx context.Context) { w.validate(ctx, o, ref) }, nil)
 	}
 	if o.Status == acme.StatusProcessing {
-		w.start("issue "+o.ID, o.ID, func(ctx context.Context) { w.issue(ctx, o) })
+		w.start("issue "+o.ID, o.ID, func(ctx context.Context) { w.issue(ctx, o) }, nil)
 	}
 }
 
 // start runs a job unless the same one runs already, or there is no room: then
 // the queue brings the order again. The job's context ends when the worker is
-// told to stop.
-func (w *Worker) start(key, orderID string, job func(context.Context)) {
+// told to stop. What the job leads to, if anything, comes after it has made room.
+func (w *Worker) start(key, orderID string, job func(context.Context), then func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.draining || w.jobs[key] != nil || len(w.jobs) >= w.MaxJobs {
@@ -213,8 +216,11 @@ func (w *Worker) start(key, orderID string, job func(context.Context)) {
 			}
 			cancel()
 			w.mu.Lock()
-			defer w.mu.Unlock()
 			delete(w.jobs, key)
+			w.mu.Unlock()
+			if then != nil {
+				then()
+			}
 		}()
 		job(ctx)
 	})

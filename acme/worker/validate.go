@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/acme-bridge/acme-bridge/acme"
@@ -16,6 +17,13 @@ func (w *Worker) validate(ctx context.Context, o *acme.Order, ref acme.Challenge
 	a := &o.Authorizations[ref.Authorization]
 	c := a.Challenge(ref.Type)
 	log := w.Log.With("order", o.ID, "account", o.AccountID, "identifier", a.Ordered().Value, "challenge", string(ref.Type))
+	if !w.Now().Before(o.Expires) {
+		// A client that is gone does not ask, and then nobody else ends it.
+		ctx, cancel := context.WithTimeout(ctx, saveWithin)
+		defer cancel()
+		w.expire(ctx, o, log)
+		return
+	}
 	policy := w.policy.Load()
 	dir := policy.Directories[o.Directory]
 	if dir == nil {
@@ -44,26 +52,43 @@ func (w *Worker) validate(ctx context.Context, o *acme.Order, ref acme.Challenge
 			log.WarnContext(ctx, "failed validation not counted", "err", err)
 		}
 	}
+	if !now.Before(o.Expires) {
+		w.expire(ctx, o, log)
+		return
+	}
 	lifetime := time.Duration(0) // of a profile that is gone: the proof ends with the order
 	if p := dir.Profiles[o.Profile]; p != nil {
 		lifetime = p.AuthorizationLifetime
 	}
 	saved, changed, err := w.update(ctx, o, func(o *acme.Order) error {
-		if o.Expire(now) {
-			return nil
-		}
 		return o.Validated(ref.Authorization, ref.Type, problem, max(lifetime, o.Expires.Sub(now)), now)
 	})
 	switch {
 	case err != nil:
 		log.WarnContext(ctx, "outcome of a validation not saved, it will be made again", "err", err)
-	case changed && !failed && saved.Status == acme.StatusInvalid:
-		log.InfoContext(ctx, "order expired before its validation ended")
 	case changed && failed:
 		w.metrics.orderEnded(o.Profile, "invalid")
 		log.InfoContext(ctx, "validation failed", "problem", string(problem.Type), "detail", problem.Detail, "err", errors.Unwrap(problem))
 	case changed:
 		log.InfoContext(ctx, "validation succeeded", "status", string(saved.Status))
+	}
+}
+
+// expire ends an order whose time is over.
+func (w *Worker) expire(ctx context.Context, o *acme.Order, log *slog.Logger) {
+	now := w.Now()
+	_, changed, err := w.update(ctx, o, func(o *acme.Order) error {
+		if !o.Expire(now) {
+			return acme.ErrUnchanged
+		}
+		return nil
+	})
+	switch {
+	case err != nil:
+		log.WarnContext(ctx, "expiry not saved, will be repeated", "err", err)
+	case changed:
+		w.metrics.orderEnded(o.Profile, "invalid")
+		log.InfoContext(ctx, "order expired before a validation ended")
 	}
 }
 

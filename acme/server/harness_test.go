@@ -282,6 +282,20 @@ func (r *redisServer) stop() {
 	}
 }
 
+// command runs one with redis-cli and returns what it prints.
+func (r *redisServer) command(t testing.TB, args ...string) string {
+	t.Helper()
+	_, port, err := net.SplitHostPort(r.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("redis-cli", append([]string{"-p", port}, args...)...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("redis-cli %v: %v: %s", args, err, out)
+	}
+	return string(out)
+}
+
 func (r *redisServer) open(t testing.TB) acme.Store {
 	t.Helper()
 	s, err := redis.New(redis.Options{Addresses: []string{r.addr}, DialTimeout: 500 * time.Millisecond, IOTimeout: 2 * time.Second}, slog.New(slog.DiscardHandler))

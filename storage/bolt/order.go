@@ -10,7 +10,11 @@ import (
 	"github.com/acme-bridge/acme-bridge/acme"
 )
 
-const idLen = 28
+const (
+	idLen = 28
+	// openScope names the limit of open orders as the configuration does.
+	openScope = "pending_orders_per_account"
+)
 
 // CreateOrder stores a new order within the limits, sets its Version, and
 // counts it, in one transaction.
@@ -23,7 +27,7 @@ func (s *Store) CreateOrder(ctx context.Context, o *acme.Order, limits acme.Orde
 			return acme.ErrConflict
 		}
 		if wait := t.waitOpen(o.AccountID, limits.Open, now); wait > 0 {
-			return &acme.LimitError{Scope: "open orders", After: wait}
+			return &acme.LimitError{Scope: openScope, After: wait}
 		}
 		if wait := t.wait(limits.Rate, 1, now); wait > 0 {
 			return &acme.LimitError{Scope: limits.Rate.Scope, After: wait}

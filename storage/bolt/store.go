@@ -34,7 +34,9 @@ const (
 	lockTimeout = time.Second
 	queueLength = 256 // writes that wait; more have to wait for a place
 	batchSize   = 128 // writes in one commit
-	sweepSize   = 64  // expired values removed in one commit: more than it can add
+	// Expired values that a commit removes for each of its writes: more than
+	// most writes add.
+	sweepSize = 8
 )
 
 // Options say where the file is. Zero values mean the defaults given.
@@ -205,7 +207,7 @@ func (s *Store) commit(batch []*op) {
 	}
 	err := s.db.Update(func(tx *bbolt.Tx) error {
 		t := &txn{Tx: tx}
-		t.sweep(s.now(), sweepSize)
+		t.sweep(s.now(), sweepSize*len(begun))
 		for _, o := range begun {
 			before := t.writes
 			o.err = attempt(o.do, t)

@@ -144,7 +144,7 @@ func (t *txn) sweep(now time.Time, n int) {
 	var keys [][]byte
 	bound := atTime(now)
 	c := t.Bucket(expiryBucket).Cursor()
-	for k, _ := c.First(); k != nil && len(k) > 9 && bytes.Compare(k[:8], bound) <= 0 && len(keys) < n; k, _ = c.Next() {
+	for k, _ := c.First(); len(k) > 9 && bytes.Compare(k[:8], bound) <= 0 && len(keys) < n; k, _ = c.Next() {
 		keys = append(keys, bytes.Clone(k))
 	}
 	for _, k := range keys {

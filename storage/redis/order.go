@@ -18,6 +18,8 @@ const (
 	// tries bounds an update. Each failure means that another update succeeded,
 	// so that fewer rivals than this never exhaust it.
 	tries = 64
+	// openScope names the limit of open orders as the configuration does.
+	openScope = "pending_orders_per_account"
 	// listAge is how long an order stays on its account's list. It outlasts
 	// certificates as public CAs issue them; an older order keeps its URL.
 	listAge = 400 * 24 * time.Hour
@@ -79,7 +81,7 @@ func (s *Store) CreateOrder(ctx context.Context, o *acme.Order, limits acme.Orde
 	case 1:
 		return fmt.Errorf("create order %s: %w", o.ID, acme.ErrConflict)
 	case 2:
-		return limited("open orders", wait)
+		return limited(openScope, wait)
 	case 3:
 		return limited(rate.Scope, wait)
 	}
@@ -225,9 +227,7 @@ func (s *Store) AccountOrders(ctx context.Context, accountID, after string, limi
 		if after != "" {
 			from = "(" + after
 		}
-		page, err := s.rdb.ZRangeArgs(ctx, redis.ZRangeArgs{
-			Key: list, Start: from, Stop: "+", ByLex: true, Count: int64(limit),
-		}).Result()
+		page, err := s.rdb.ZRangeByLex(ctx, list, &redis.ZRangeBy{Min: from, Max: "+", Count: int64(limit)}).Result()
 		if err != nil {
 			return nil, s.failed(ctx, "list orders of "+accountID, err)
 		}

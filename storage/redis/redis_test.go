@@ -70,3 +70,8 @@ func TestOptionsThatCannotBeMeant(t *testing.T) {
 		})
 	}
 }
+
+func BenchmarkStore(b *testing.B) {
+	server := storagetest.StartRedis(b, "--appendonly", "yes")
+	storagetest.Bench(b, open(b, redis.Options{Addresses: []string{server.Addr}}))
+}

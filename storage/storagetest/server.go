@@ -25,6 +25,7 @@ type Server struct {
 	dir  string
 	args []string
 	cmd  *exec.Cmd
+	gone chan struct{} // closed when the process has ended
 	out  *output
 }
 
@@ -33,9 +34,18 @@ type Server struct {
 // of redis.conf, as command-line arguments.
 func StartRedis(t testing.TB, settings ...string) *Server {
 	t.Helper()
-	s := newServer(t, settings)
-	s.Start(t)
-	return s
+	for range 3 {
+		s := newServer(t, settings)
+		s.run(t, "redis-server", s.args)
+		if s.ready() {
+			return s
+		}
+		if !strings.Contains(s.out.String(), "Address already in use") {
+			t.Fatalf("Redis on %s does not answer:\n%s", s.Addr, s.out)
+		}
+	}
+	t.Fatal("no port for Redis could be found")
+	return nil
 }
 
 func newServer(t testing.TB, settings []string) *Server {
@@ -53,7 +63,28 @@ func newServer(t testing.TB, settings []string) *Server {
 func (s *Server) Start(t testing.TB) {
 	t.Helper()
 	s.run(t, "redis-server", s.args)
-	s.await(t, "answer PING", func(ctx context.Context, c *redis.Client) bool { return c.Ping(ctx).Err() == nil })
+	if !s.ready() {
+		t.Fatalf("Redis on %s does not answer:\n%s", s.Addr, s.out)
+	}
+}
+
+// ready waits until the server answers, and reports whether it does.
+func (s *Server) ready() bool {
+	ok := false
+	s.ask(func(ctx context.Context, c *redis.Client) bool {
+		ok = c.Ping(ctx).Err() == nil
+		return ok || s.ended()
+	})
+	return ok
+}
+
+func (s *Server) ended() bool {
+	select {
+	case <-s.gone:
+		return true
+	default:
+		return false
+	}
 }
 
 func (s *Server) run(t testing.TB, program string, args []string) {
@@ -70,11 +101,15 @@ func (s *Server) run(t testing.TB, program string, args []string) {
 	if err := s.cmd.Start(); err != nil {
 		t.Fatalf("start %s: %v", program, err)
 	}
-	cmd := s.cmd
+	cmd, gone := s.cmd, make(chan struct{})
+	s.gone = gone
+	go func() {
+		defer close(gone)
+		_ = cmd.Wait()
+	}()
 	t.Cleanup(func() {
-		if s.cmd == cmd {
-			s.Kill()
-		}
+		_ = cmd.Process.Kill()
+		<-gone
 	})
 }
 
@@ -85,12 +120,8 @@ func (s *Server) Stop() { s.end(syscall.SIGTERM) }
 func (s *Server) Kill() { s.end(syscall.SIGKILL) }
 
 func (s *Server) end(sig os.Signal) {
-	if s.cmd == nil {
-		return
-	}
 	_ = s.cmd.Process.Signal(sig)
-	_ = s.cmd.Wait()
-	s.cmd = nil
+	<-s.gone
 }
 
 // Client is a plain client for looking at what is stored.
@@ -103,13 +134,17 @@ func (s *Server) Client(t testing.TB) *redis.Client {
 
 func (s *Server) await(t testing.TB, what string, done func(context.Context, *redis.Client) bool) {
 	t.Helper()
+	if !s.ask(done) {
+		t.Fatalf("server on %s did not %s within %s:\n%s", s.Addr, what, startTimeout, s.out)
+	}
+}
+
+func (s *Server) ask(done func(context.Context, *redis.Client) bool) bool {
 	c := redis.NewClient(&redis.Options{Addr: s.Addr, Protocol: 2, MaxRetries: -1, DialerRetries: 1})
 	defer c.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
-	if !Await(ctx, func() bool { return done(ctx, c) }) {
-		t.Fatalf("server on %s did not %s within %s:\n%s", s.Addr, what, startTimeout, s.out)
-	}
+	return Await(ctx, func() bool { return done(ctx, c) })
 }
 
 // Await asks until done says so, and reports whether it did before ctx ended.
@@ -204,7 +239,7 @@ func StartSentinels(t testing.TB) *Sentinels {
 }
 
 // FreePort finds a port that nobody listens on. Another process may take it
-// before the server does; then the server does not start and the test says so.
+// before the server does.
 func FreePort(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")

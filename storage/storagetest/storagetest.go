@@ -105,7 +105,7 @@ func race(n int, do func(i int)) {
 	wg.Wait()
 }
 
-func must[T any](t *testing.T) func(v T, err error) T {
+func must[T any](t testing.TB) func(v T, err error) T {
 	return func(v T, err error) T {
 		t.Helper()
 		check(t, err)
@@ -113,7 +113,7 @@ func must[T any](t *testing.T) func(v T, err error) T {
 	}
 }
 
-func check(t *testing.T, err error) {
+func check(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -121,12 +121,12 @@ func check(t *testing.T, err error) {
 }
 
 // random is text that no other test uses.
-func (f *fixture) random(t *testing.T) string {
+func (f *fixture) random(t testing.TB) string {
 	t.Helper()
 	return must[string](t)(f.ids.Token())
 }
 
-func (f *fixture) newAccount(t *testing.T, directory string) *acme.Account {
+func (f *fixture) newAccount(t testing.TB, directory string) *acme.Account {
 	t.Helper()
 	thumb := f.random(t)
 	return &acme.Account{
@@ -136,7 +136,7 @@ func (f *fixture) newAccount(t *testing.T, directory string) *acme.Account {
 	}
 }
 
-func (f *fixture) account(t *testing.T) *acme.Account {
+func (f *fixture) account(t testing.TB) *acme.Account {
 	t.Helper()
 	a, created, err := f.s.CreateAccount(f.ctx, f.newAccount(t, "default"))
 	check(t, err)
@@ -163,7 +163,7 @@ func profile() *acme.Profile {
 	}
 }
 
-func (f *fixture) newOrder(t *testing.T, a *acme.Account, names ...string) *acme.Order {
+func (f *fixture) newOrder(t testing.TB, a *acme.Account, names ...string) *acme.Order {
 	t.Helper()
 	if len(names) == 0 {
 		names = []string{"www.example.com"}
@@ -175,7 +175,7 @@ func (f *fixture) newOrder(t *testing.T, a *acme.Account, names ...string) *acme
 	return must[*acme.Order](t)(acme.NewOrder(f.ids, a, profile(), ids, make([]*acme.Proof, len(ids)), f.now))
 }
 
-func (f *fixture) order(t *testing.T, a *acme.Account, names ...string) *acme.Order {
+func (f *fixture) order(t testing.TB, a *acme.Account, names ...string) *acme.Order {
 	t.Helper()
 	o := f.newOrder(t, a, names...)
 	check(t, f.s.CreateOrder(f.ctx, o, acme.OrderLimits{}, f.now))
@@ -183,13 +183,13 @@ func (f *fixture) order(t *testing.T, a *acme.Account, names ...string) *acme.Or
 }
 
 // update applies changes to an order and returns it as saved.
-func (f *fixture) update(t *testing.T, o *acme.Order, change func(*acme.Order) error) *acme.Order {
+func (f *fixture) update(t testing.TB, o *acme.Order, change func(*acme.Order) error) *acme.Order {
 	t.Helper()
 	return must[*acme.Order](t)(f.s.UpdateOrder(f.ctx, o, change))
 }
 
 // processing is an order that waits for a submit.
-func (f *fixture) processing(t *testing.T, a *acme.Account) *acme.Order {
+func (f *fixture) processing(t testing.TB, a *acme.Account) *acme.Order {
 	t.Helper()
 	return f.update(t, f.order(t, a), func(o *acme.Order) error {
 		o.Status = acme.StatusReady
@@ -197,14 +197,14 @@ func (f *fixture) processing(t *testing.T, a *acme.Account) *acme.Order {
 	})
 }
 
-func wantError(t *testing.T, got, want error) {
+func wantError(t testing.TB, got, want error) {
 	t.Helper()
 	if !errors.Is(got, want) {
 		t.Errorf("got error %v, want %v", got, want)
 	}
 }
 
-func limitOf(t *testing.T, err error) *acme.LimitError {
+func limitOf(t testing.TB, err error) *acme.LimitError {
 	t.Helper()
 	var limit *acme.LimitError
 	if !errors.As(err, &limit) {

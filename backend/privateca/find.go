@@ -87,9 +87,10 @@ func (i *Issuer) countUnchanged(ctx context.Context, req *acme.IssueRequest, set
 			return false, fmt.Errorf("read signing count: %w", err)
 		}
 		i.mu.Lock()
-		falls := i.countFalls || s.SigningCount < mark
-		i.mu.Unlock()
-		return s.SigningCount == mark && !falls, nil
+		defer i.mu.Unlock()
+		// A count that has fallen, or lacks certificates that we got, does not
+		// count what it should.
+		return s.SigningCount == mark && s.SigningCount >= i.floor && !i.countFalls, nil
 	}
 	if first, err := same(); err != nil || !first {
 		return false, err

@@ -191,6 +191,32 @@ func TestACountThatFallsProvesNothing(t *testing.T) {
 	}
 }
 
+func TestACountThatLacksOurCertificatesProvesNothing(t *testing.T) {
+	r := newRig(t, nil)
+	// As if Sign End Csr did not count.
+	r.inject(ncloudtest.Fault{Kind: ncloudtest.LateCount, Reads: 1000, Count: -1})
+	r.issue(r.request("first", newKey(t, ""), "a.example"))
+	r.clock.Advance(time.Minute)
+	req := r.request("o", newKey(t, ""), "a.example")
+	h, err := r.sim.HoldCalls("signEndCsr", ncloudtest.After, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		<-h.Entered()
+		r.sim.Release(h, ncloudtest.Discard) // applied, and the answer lost
+	}()
+	if _, err := r.Submit(t.Context(), req); verdict(err) != "unknown" {
+		t.Fatalf("got %v", err)
+	}
+	r.clock.Advance(time.Minute)
+	// The list has grown and the count has not, so even the list is doubted
+	// until both were read at rest.
+	if _, got := r.find(req); got != "issued" {
+		t.Errorf("got %s, want it found\n%s", got, r.log)
+	}
+}
+
 func TestARenewalWithTheSameKeyIsNotMistaken(t *testing.T) {
 	for _, exclusive := range []bool{true, false} {
 		r := newRig(t, func(c *Config) { c.Exclusive = exclusive })

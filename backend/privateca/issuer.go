@@ -75,6 +75,7 @@ type Issuer struct {
 	mu         sync.Mutex // guards what follows
 	last       *caState
 	since      int64 // certificates got since last was read, surely not counted in it
+	floor      int64 // what the count must have reached if it counts our certificates
 	countFalls bool
 	chain      []*x509.Certificate
 	chainUntil time.Time
@@ -264,6 +265,7 @@ func (i *Issuer) issued(ctx context.Context, req *acme.IssueRequest, got *signed
 		// The count was read before this call began, so it lacks this
 		// certificate. If it was read in between, it may have it: not added.
 		i.since++
+		i.floor = max(i.floor, i.last.SigningCount+i.since)
 	}
 	i.mu.Unlock()
 	return i.issuance(ctx, got.leaf, got.others)
@@ -369,12 +371,17 @@ func (i *Issuer) Revoke(ctx context.Context, leaf *x509.Certificate, _ int) erro
 	return acme.Problemf(acme.ServerInternal, "the certificate authority refused to revoke").WithCause(errors.Join(e, errCRL))
 }
 
-// revokeSerial tries the serial number without leading zero octets, and with
-// them if there is no such certificate: which form paths want is not documented.
+// revokeSerial tries the ways in which the service may write a serial number,
+// one after the other as long as it knows no such certificate: neither case nor
+// leading zero octets are documented.
 func (i *Issuer) revokeSerial(ctx context.Context, serial *big.Int) error {
-	err := i.api.revokeEndCert(ctx, formatSerial(serial, 0))
-	if e, ok := errors.AsType[*ncloud.Error](err); ok && notThere(e) && len(serial.Bytes()) < 20 {
-		return i.api.revokeEndCert(ctx, formatSerial(serial, 20))
+	short, long := formatSerial(serial, 0), formatSerial(serial, 20)
+	var err error
+	for _, text := range slices.Compact([]string{short, long, strings.ToUpper(long), strings.ToUpper(short)}) {
+		err = i.api.revokeEndCert(ctx, text)
+		if e, ok := errors.AsType[*ncloud.Error](err); !ok || e.Applied != ncloud.No || !notThere(e) {
+			return err
+		}
 	}
 	return err
 }

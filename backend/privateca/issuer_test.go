@@ -318,9 +318,12 @@ func TestMarkIsALowerBoundOfTheCount(t *testing.T) {
 func TestRevoke(t *testing.T) {
 	for _, twice := range []string{"ok", "error"} {
 		for _, shows := range []string{"at-once", "on-rotate"} {
-			for _, stripped := range []bool{false, true} {
+			for _, form := range []int{0, 1, 2, 3} {
 				r := newRig(t, nil)
-				r.change(func(b *ncloudtest.Behaviour) { b.RevokeTwice, b.CRLShows, b.SerialStripped = twice, shows, stripped })
+				r.change(func(b *ncloudtest.Behaviour) {
+					b.RevokeTwice, b.CRLShows = twice, shows
+					b.SerialExact, b.SerialStripped, b.SerialUpper = true, form&1 != 0, form&2 != 0
+				})
 				leaf := r.issue(r.request("o", newKey(t, ""), "a.example")).Leaf
 				if _, err := r.CRL(t.Context()); err != nil { // from now on there is one to rotate
 					t.Fatal(err)

@@ -56,7 +56,7 @@ func (i *Issuer) readState(ctx context.Context) (*caState, error) {
 		}
 		i.countFalls = true
 	}
-	i.last, i.since = s, 0
+	i.last, i.since, i.floor = s, 0, max(i.floor, s.SigningCount)
 	i.metrics.observe(i.cfg.Backend, s, i.cfg.Quota)
 	return s, nil
 }

@@ -58,6 +58,8 @@ type Behaviour struct {
 	// SerialUpper writes them in capitals.
 	SerialStripped bool `json:"serial_stripped"`
 	SerialUpper    bool `json:"serial_upper"`
+	// SerialExact finds a certificate only by its number as the service writes it.
+	SerialExact bool `json:"serial_exact"`
 	// NumbersAsStrings and DatesAsStrings quote them.
 	NumbersAsStrings bool `json:"numbers_as_strings"`
 	DatesAsStrings   bool `json:"dates_as_strings"`

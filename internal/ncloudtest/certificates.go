@@ -260,6 +260,9 @@ func (s *Simulator) certificate(c *call) (*authority, *issuedCert, *refusal) {
 		return nil, nil, &refusal{"INVALID_INPUT_SERIAL_NO", "Invalid serial no value."}
 	}
 	cert := ca.find(serial)
+	if s.behaviour.SerialExact && c.r.PathValue("serialNo") != s.serial(serial) {
+		cert = nil
+	}
 	if cert == nil && ca.cert != nil && ca.cert.SerialNumber.Cmp(serial) == 0 {
 		cert = &issuedCert{cert: ca.cert}
 	}

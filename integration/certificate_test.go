@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/pem"
 	"fmt"
 	"net"
@@ -166,4 +167,13 @@ func (w *world) checkServed(address, name string, within time.Duration) *x509.Ce
 	})
 	w.checkChain(chain, chain[0].PublicKey, name)
 	return chain[0]
+}
+
+// certificateID is what RFC 9773, Section 4.1, calls a certificate.
+func certificateID(c *x509.Certificate) string {
+	serial := c.SerialNumber.Bytes()
+	if len(serial) > 0 && serial[0]&0x80 != 0 {
+		serial = append([]byte{0}, serial...)
+	}
+	return base64.RawURLEncoding.EncodeToString(c.AuthorityKeyId) + "." + base64.RawURLEncoding.EncodeToString(serial)
 }

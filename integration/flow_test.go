@@ -258,6 +258,44 @@ func (c *client) finish(ctx context.Context, order *acme.Order, key crypto.Signe
 	}
 }
 
+// flows starts n flows of one client side by side. The function returned waits
+// for them and expects one certificate for each.
+func (w *world) flows(ctx context.Context, c *client, n int) (wait func()) {
+	type outcome struct {
+		result *result
+		err    error
+	}
+	done := make(chan outcome, n)
+	for i := range n {
+		go func() {
+			got := outcome{err: errors.New("the flow has ended early")} // by t.Fatal
+			defer func() { done <- got }()
+			got.result, got.err = c.obtain(ctx, fmt.Sprintf("flow%d.%s", i, zone), fmt.Sprintf("www.flow%d.%s", i, zone))
+		}()
+	}
+	return func() {
+		w.t.Helper()
+		serials := map[string]bool{}
+		for range n {
+			got := <-done
+			if got.err != nil {
+				w.t.Error(got.err)
+				continue
+			}
+			w.checkResult(got.result, acme.StatusValid)
+			w.checkIssued(got.result, 1)
+			if got.result.chain == nil {
+				continue
+			}
+			serial := got.result.chain[0].SerialNumber.String()
+			if serials[serial] {
+				w.t.Errorf("two orders have certificate %s", serial)
+			}
+			serials[serial] = true
+		}
+	}
+}
+
 // checkResult checks that an order ended well: valid with the right certificate,
 // or invalid with a reason and without any.
 func (w *world) checkResult(r *result, status string) {

@@ -14,9 +14,7 @@ import (
 // NonceKey returns the secret that all replicas sign nonces with.
 func (s *Store) NonceKey(ctx context.Context, proposed []byte) ([]byte, error) {
 	pipe := s.rdb.Pipeline()
-	// Sent twice it would do no harm, but a pipeline with reads costs nothing.
-	set := newOnce(ctx, "set", s.key.nonceKey(), proposed, "nx")
-	_ = pipe.Process(ctx, set)
+	_ = pipe.Process(ctx, newOnce(ctx, "set", s.key.nonceKey(), proposed, "nx"))
 	get := pipe.Get(ctx, s.key.nonceKey())
 	if _, err := pipe.Exec(ctx); err != nil && !errors.Is(err, redis.Nil) {
 		return nil, s.failed(ctx, "read nonce key", err)

@@ -29,7 +29,7 @@ func openLog(t testing.TB, opts redis.Options, log *slog.Logger) *redis.Store {
 }
 
 // allowed are the commands that the store may use: none of them looks at more
-// than the values it names, and README's ACL example lists them.
+// than the values it names. The package's comment has them as an ACL rule.
 const allowed = " get set mget persist exists del getrange evalsha eval config|get info ping select client|setname hello auth" +
 	" zadd zrem zcard zscore zrange zrangebyscore zrangebylex zremrangebyscore zremrangebylex lpush ltrim lrange "
 

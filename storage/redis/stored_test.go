@@ -410,7 +410,7 @@ func TestPolicyIsToldOnce(t *testing.T) {
 // TestRestrictedUser runs as an ACL user that may use our keys and the commands
 // that the store needs, but not ask how the server is set up.
 func TestRestrictedUser(t *testing.T) {
-	user := []any{"acl", "setuser", "bridge", "on", ">secret", "~acme:*"}
+	user := []any{"acl", "setuser", "bridge", "on", ">secret", "~acme:*", "+cluster|slots"}
 	for _, c := range strings.Fields(allowed) {
 		if c != "config|get" && c != "info" {
 			user = append(user, "+"+c)
@@ -427,6 +427,16 @@ func TestRestrictedUser(t *testing.T) {
 	}
 	if log.String() != "" {
 		t.Errorf("logged %s", &log)
+	}
+	cluster := storagetest.StartCluster(t)
+	for _, server := range cluster {
+		check(t, server.Client(t).Do(t.Context(), user...).Err())
+	}
+	onCluster := open(t, redis.Options{Mode: redis.Cluster, Addresses: []string{cluster[0].Addr}, Username: "bridge", Password: "secret"})
+	a := account(t, onCluster)
+	finish(t, onCluster, a, order(t, onCluster, a), []byte("leaf"), time.Now().Add(time.Hour))
+	if _, err := onCluster.ClaimDue(t.Context(), time.Now(), time.Minute, 10); err != nil {
+		t.Errorf("in a cluster: %v", err)
 	}
 	opts.Password = "wrong password"
 	err := open(t, opts).Ping(context.WithoutCancel(t.Context()))

@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"net"
@@ -138,8 +139,8 @@ func untilNil(within time.Duration, ask func() error) error {
 	defer tick.Stop()
 	for {
 		err := ask()
-		if err == nil {
-			return nil
+		if err == nil || errors.Is(err, errEnded) {
+			return err
 		}
 		select {
 		case <-tick.C:

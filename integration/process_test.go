@@ -99,11 +99,14 @@ func (p *process) stop() {
 	}
 }
 
+// errEnded is for those who wait for something of a process that has ended.
+var errEnded = errors.New("has ended")
+
 // running is an error if the process has ended.
 func (p *process) running() error {
 	select {
 	case <-p.done:
-		return fmt.Errorf("%s has ended: %s", p.name, p.cmd.ProcessState)
+		return fmt.Errorf("%s %w: %s", p.name, errEnded, p.cmd.ProcessState)
 	default:
 		return nil
 	}

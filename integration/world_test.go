@@ -165,10 +165,11 @@ func (w *world) newServer(name string, config tree) *server {
 	w.t.Helper()
 	s := &server{w: w, t: w.t, name: name, file: filepath.Join(w.dir, name+".yaml"), port: freePort(w.t), admin: freePort(w.t)}
 	s.config = maps.Clone(config)
-	part := tree{"listen": s.address(), "external_url": "https://localhost:" + strconv.Itoa(s.port)}
+	part := tree{"external_url": "https://localhost:" + strconv.Itoa(s.port)}
 	if given, ok := config["server"].(tree); ok {
 		maps.Copy(part, given)
 	}
+	part["listen"] = s.address()
 	s.config["server"] = part
 	s.config["admin"] = tree{"listen": "127.0.0.1:" + strconv.Itoa(s.admin)}
 	s.write()
@@ -264,6 +265,13 @@ func (w *world) httpClient() *http.Client {
 	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: readRoots(w.t, w.serverRoot)}, ForceAttemptHTTP2: true, MaxIdleConnsPerHost: 32}
 	w.t.Cleanup(transport.CloseIdleConnections)
 	return &http.Client{Transport: transport, Timeout: 30 * time.Second}
+}
+
+// spreadingClient makes a connection for each request, so that a balancer sends
+// the requests of one flow to all replicas.
+func (w *world) spreadingClient() *http.Client {
+	w.t.Helper()
+	return &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: readRoots(w.t, w.serverRoot)}, DisableKeepAlives: true}, Timeout: 30 * time.Second}
 }
 
 // serverFiles makes a TLS certificate for localhost.

@@ -1,0 +1,138 @@
+package integration
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+)
+
+// A balancer hands TCP connections to backends in turn, past those that refuse.
+type balancer struct {
+	listener net.Listener
+	backends []string
+
+	mu   sync.Mutex
+	next int
+}
+
+func startBalancer(t *testing.T, port int, backends ...string) {
+	t.Helper()
+	l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &balancer{listener: l, backends: backends}
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				if !errors.Is(err, net.ErrClosed) {
+					t.Errorf("balancer: %v", err)
+				}
+				return
+			}
+			running.Go(func() { b.serve(ctx, conn) })
+		}
+	})
+	t.Cleanup(func() {
+		cancel()
+		l.Close()
+		running.Wait()
+	})
+}
+
+func (b *balancer) serve(ctx context.Context, conn net.Conn) {
+	defer conn.Close()
+	for range b.backends {
+		b.mu.Lock()
+		address := b.backends[b.next%len(b.backends)]
+		b.next++
+		b.mu.Unlock()
+		backend, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "tcp", address)
+		if err != nil {
+			continue
+		}
+		stop := context.AfterFunc(ctx, func() { conn.Close(); backend.Close() })
+		defer stop()
+		var both sync.WaitGroup
+		for _, pair := range [][2]net.Conn{{conn, backend}, {backend, conn}} {
+			both.Go(func() {
+				_, _ = io.Copy(pair[0], pair[1]) // ends when either side does
+				pair[0].Close()
+				pair[1].Close()
+			})
+		}
+		both.Wait()
+		return
+	}
+}
+
+// newReplicas starts two replicas on one Redis and one CA behind a balancer. Both
+// have the failpoint, and the first to reach it dies.
+func newReplicas(t *testing.T, failpoint string) (*world, []*server) {
+	t.Helper()
+	port := freePort(t)
+	w := newWorld(t, plan{store: redisType, backend: privateCA, noServer: true, change: func(c tree) {
+		c["server"].(tree)["external_url"] = "https://localhost:" + strconv.Itoa(port)
+	}})
+	replicas := []*server{w.server, w.newServer("replica", w.server.config)}
+	for _, s := range replicas {
+		if failpoint != "" {
+			s.failpoint = failpoint + "@" + w.armFile()
+		}
+		s.start()
+	}
+	for _, s := range replicas {
+		s.awaitReady()
+	}
+	startBalancer(t, port, replicas[0].address(), replicas[1].address())
+	return w, replicas
+}
+
+func TestOneOfTwoReplicasDiesAndTheOtherFinishes(t *testing.T) {
+	t.Parallel()
+	for _, boundary := range boundaries {
+		t.Run(boundary, func(t *testing.T) {
+			t.Parallel()
+			w, replicas := newReplicas(t, boundary)
+			c, ctx := w.newClient(w.server.directory()), deadline(t, 90*time.Second)
+			c.acme.HTTPClient = w.spreadingClient()
+			if err := c.register(ctx); err != nil {
+				t.Fatal(err)
+			}
+			w.arm()
+			flows := w.flows(ctx, c, 4)
+			flows()
+			if !w.fired() {
+				t.Fatal("no replica has reached the failpoint")
+			}
+			dead := 0
+			for _, s := range replicas {
+				if s.proc.running() != nil {
+					dead++
+				}
+			}
+			if dead != 1 {
+				t.Errorf("%d replicas have died, want 1", dead)
+			}
+		})
+	}
+}
+
+func TestTwoReplicasShareTheWork(t *testing.T) {
+	t.Parallel()
+	w, _ := newReplicas(t, "")
+	c, ctx := w.newClient(w.server.directory()), deadline(t, 90*time.Second)
+	c.acme.HTTPClient = w.spreadingClient()
+	if err := c.register(ctx); err != nil {
+		t.Fatal(err)
+	}
+	w.flows(ctx, c, 12)()
+}

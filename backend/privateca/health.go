@@ -76,7 +76,7 @@ func (i *Issuer) Check(ctx context.Context, lifetimes ...time.Duration) *Report 
 	}
 	switch {
 	case r.QuotaLeft == 0:
-		r.fail("all %d certificates of the quota are issued", r.Quota)
+		r.fail("all %d certificates of the quota are issued: if NCP has raised it, set quota", r.Quota)
 	case r.QuotaLeft < r.Quota/quotaLow:
 		r.warn("%d of %d certificates of the quota are left", r.QuotaLeft, r.Quota)
 	}
@@ -144,7 +144,8 @@ func explain(err error) string {
 }
 
 // Ready reports why the CA cannot be used now, nil if it can. It asks the
-// service at most every half minute and takes no longer than 3 seconds.
+// service at most every half minute and takes no longer than 3 seconds. The
+// quota does not count: NCP may have raised it without the configuration.
 func (i *Issuer) Ready(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, readyLimit)
 	defer cancel()
@@ -158,8 +159,6 @@ func (i *Issuer) Ready(ctx context.Context) error {
 		return fmt.Errorf("the CA is %.20s, not ACTIVE", s.Status)
 	case !s.NotAfter.IsZero() && i.cfg.Now().After(s.NotAfter):
 		return fmt.Errorf("the CA's certificate ended at %s", s.NotAfter.Format(time.RFC3339))
-	case s.SigningCount >= i.cfg.Quota:
-		return fmt.Errorf("all %d certificates of the quota are issued", i.cfg.Quota)
 	}
 	return nil
 }

@@ -400,6 +400,17 @@ func TestCheckReportsEverythingThatPreventsIssuing(t *testing.T) {
 	if err := r.Ready(t.Context()); err == nil {
 		t.Error("ready although not active")
 	}
+	n, status = 30000, "ACTIVE"
+	if err := r.sim.ChangeCA(ncloudtest.CAChange{SigningCount: &n, Status: &status}); err != nil {
+		t.Fatal(err)
+	}
+	if rep := r.Check(t.Context()); !strings.Contains(join(rep.Errors), "set quota") {
+		t.Errorf("a full CA: got %s", join(rep.Errors))
+	}
+	r.clock.Advance(time.Minute)
+	if err := r.Ready(t.Context()); err != nil {
+		t.Errorf("a full CA by the configured quota: %v", err)
+	}
 	for status, want := range map[int]string{401: "access_key", 404: "base_url"} {
 		r.inject(ncloudtest.Fault{Kind: ncloudtest.Status, Status: status, Operation: "getCa", Body: `{"error":{"errorCode":"200","message":"x"}}`})
 		if rep := r.Check(t.Context()); rep.OK() || !strings.Contains(join(rep.Errors), want) {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -128,11 +129,16 @@ func TestOneOfTwoReplicasDiesAndTheOtherFinishes(t *testing.T) {
 
 func TestTwoReplicasShareTheWork(t *testing.T) {
 	t.Parallel()
-	w, _ := newReplicas(t, "")
+	w, replicas := newReplicas(t, "")
 	c, ctx := w.newClient(w.server.directory()), deadline(t, 90*time.Second)
 	c.acme.HTTPClient = w.spreadingClient()
 	if err := c.register(ctx); err != nil {
 		t.Fatal(err)
 	}
 	w.flows(ctx, c, 12)()
+	for _, s := range replicas {
+		if !strings.Contains(string(readFile(t, s.proc.stderr)), "order finalized") {
+			t.Errorf("%s has had no order to finalize", s.name)
+		}
+	}
 }

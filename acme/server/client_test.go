@@ -38,6 +38,7 @@ type client struct {
 	key   crypto.Signer
 	kid   string
 	nonce string
+	since time.Time // when the nonce came
 	wire  *httptest.Server // if set, requests go over the network to it
 	proto string           // of the last answer from there
 }
@@ -162,7 +163,7 @@ func (c *client) message(target, payload string, edits ...edit) *message {
 func (c *client) post(target, payload string, edits ...edit) *answer {
 	c.Helper()
 	a := c.send(c.message(target, payload, edits...))
-	c.nonce = a.header.Get("Replay-Nonce")
+	c.nonce, c.since = a.header.Get("Replay-Nonce"), c.now()
 	return a
 }
 
@@ -177,7 +178,7 @@ func (c *client) takeNonce() string {
 	c.Helper()
 	n := c.nonce
 	c.nonce = ""
-	if n == "" {
+	if n == "" || c.now().Sub(c.since) > 30*time.Minute {
 		n = c.plain(http.MethodHead, c.dir+"/new-nonce").header.Get("Replay-Nonce")
 	}
 	if n == "" {

@@ -61,8 +61,11 @@ type Lookup struct {
 	AccountID     string
 	OrderID       string
 	Proofs        []ProofKey
-	// Limits are asked without being counted.
+	// Limits are asked, as by Take with cost 0, without being counted.
 	Limits []LimitKey
+	// Directory and Thumbprint name a key of which [Found.KeyNamed] shall tell.
+	Directory  string
+	Thumbprint string
 }
 
 // Found answers a [Lookup]; what does not exist is nil.
@@ -75,6 +78,9 @@ type Found struct {
 	Account  *Account
 	Order    *Order
 	Proofs   []*Proof // as many as were asked for
+	// KeyNamed: an account has the key that was asked about, or had it, or is
+	// about to; AccountByKey tells.
+	KeyNamed bool
 	// Limited is the error for the first limit that is reached, else nil.
 	Limited *LimitError
 }
@@ -125,11 +131,13 @@ type Store interface {
 	// included), it returns that one, false, and changes nothing.
 	ChangeAccountKey(ctx context.Context, id, thumbprint string, change func(*Account) error) (*Account, bool, error)
 
-	// CreateOrder stores a new order within the limits, or returns *LimitError.
+	// CreateOrder stores a new order within the limits and sets its Version, or
+	// returns *LimitError; the scope of OrderLimits.Open is
+	// "pending_orders_per_account".
 	CreateOrder(ctx context.Context, o *Order, limits OrderLimits, now time.Time) error
 	Order(ctx context.Context, id string) (*Order, error)
 	// UpdateOrder changes an order as last was read; if that is out of date, or
-	// has only an ID, it is read again. With the order it saves its wake time
+	// has only an ID, or if change refuses it, it is read again. With the order it saves its wake time
 	// in the queue, its place in its account's indexes, how long it is kept
 	// ([Order.KeepUntil]), and its [Order.Grants] and [Order.Withdrawals].
 	UpdateOrder(ctx context.Context, last *Order, change func(*Order) error) (*Order, error)
@@ -152,7 +160,7 @@ type Store interface {
 	PutQuarantine(ctx context.Context, q *Quarantine) error
 
 	// Take counts cost events against a limit, or returns *LimitError and
-	// counts nothing.
+	// counts nothing. With cost 0 it asks whether one more would be refused.
 	Take(ctx context.Context, key LimitKey, cost int, now time.Time) error
 
 	// Record returns a named record and its version; 0 and nil if there is none.

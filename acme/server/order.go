@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"net/http"
@@ -155,6 +156,27 @@ func (s *Server) order(w http.ResponseWriter, r *request) error {
 	return s.writeOrder(w, http.StatusOK, r.dir, r.order)
 }
 
+// lookupFinalize asks about the CSR's key together with the order.
+func (s *Server) lookupFinalize(r *request, q *acme.Lookup) {
+	var body struct {
+		CSR string `json:"csr"`
+	}
+	if unmarshal(r.payload, &body) != nil {
+		return
+	}
+	der, err := strictBase64(body.CSR)
+	if err != nil || len(der) > acme.MaxCSR {
+		return
+	}
+	csr, err := x509.ParseCertificateRequest(der)
+	if err != nil {
+		return // finalize says so, once the signature is verified
+	}
+	if key, err := newAccountKey(csr.PublicKey); err == nil {
+		r.csrKey, q.Directory, q.Thumbprint = key.thumbprint, r.dir.Name, key.thumbprint
+	}
+}
+
 // finalize takes the CSR (RFC 8555, Section 7.4). The worker does the issuing;
 // a CA that is quick is waited for, so that the client need not poll.
 func (s *Server) finalize(w http.ResponseWriter, r *request) error {
@@ -196,20 +218,22 @@ func (s *Server) checkCSR(r *request, der []byte) error {
 	if profile == nil {
 		return acme.Problemf(acme.InvalidProfile, "the order's profile %q is not offered any more; make a new order", r.order.Profile)
 	}
-	csr, err := acme.ParseCSR(der, r.order.Identifiers(), profile)
-	if err != nil {
+	if _, err := acme.ParseCSR(der, r.order.Identifiers(), profile); err != nil {
 		return err
 	}
-	key, err := newAccountKey(csr.PublicKey)
-	if err != nil {
-		return acme.Problemf(acme.BadCSR, "the CSR's key is of no supported kind").WithCause(err)
+	if r.csrKey == "" {
+		return acme.Problemf(acme.BadCSR, "the CSR's key is of no supported kind")
 	}
 	// RFC 8555, Section 11.1: neither this account's key nor any other's.
-	owner, err := s.Store.AccountByKey(r.Context(), r.dir.Name, key.thumbprint)
-	if err := notFoundIsNil(err); err != nil {
-		return err
+	taken := r.csrKey == r.key.thumbprint
+	if r.found.KeyNamed && !taken {
+		owner, err := s.Store.AccountByKey(r.Context(), r.dir.Name, r.csrKey)
+		if err := notFoundIsNil(err); err != nil {
+			return err
+		}
+		taken = owner != nil
 	}
-	if owner != nil || key.thumbprint == r.key.thumbprint {
+	if taken {
 		return acme.Problemf(acme.BadCSR, "the CSR's key is an account key; certificates need keys of their own")
 	}
 	return nil

@@ -44,7 +44,7 @@ func (s *Server) routes() *mux.Router {
 	}{
 		{routeChallenge, "/challenge/{order:" + id + "}/{authz:[0-9]{1,3}}/{type:[a-z0-9-]+}", nil, signedRoute{handle: s.challenge}},
 		{routeAuthz, "/authz/{order:" + id + "}/{authz:[0-9]{1,3}}", nil, signedRoute{handle: s.authorization}},
-		{routeFinalize, "/order/{order:" + id + "}/finalize", nil, signedRoute{handle: s.finalize}},
+		{routeFinalize, "/order/{order:" + id + "}/finalize", nil, signedRoute{handle: s.finalize, lookup: s.lookupFinalize}},
 		{routeOrder, "/order/{order:" + id + "}", nil, signedRoute{handle: s.order, readOnly: true}},
 		{routeCertificate, "/certificate/{order:" + id + "}", nil, signedRoute{handle: s.certificate, readOnly: true}},
 		{routeNewOrder, "/new-order", nil, signedRoute{handle: s.newOrder, lookup: s.lookupNewOrder}},

@@ -51,6 +51,7 @@ type request struct {
 	found   *acme.Found
 	payload []byte
 	url     string
+	csrKey  string // thumbprint of the CSR's key, in a finalize
 }
 
 // asGet reports whether the request is a POST-as-GET (RFC 8555, Section 6.3).

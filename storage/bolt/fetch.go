@@ -69,7 +69,7 @@ func (s *Store) Fetch(ctx context.Context, q acme.Lookup, now time.Time) (*acme.
 	s.nonces.mu.Lock()
 	found.NonceKey = bytes.Clone(s.nonces.key)
 	s.nonces.mu.Unlock()
-	if q.AccountID == "" && q.OrderID == "" && len(q.Proofs) == 0 && len(q.Limits) == 0 {
+	if q.AccountID == "" && q.OrderID == "" && len(q.Proofs) == 0 && len(q.Limits) == 0 && q.Thumbprint == "" {
 		return found, nil
 	}
 	err := s.read(ctx, "fetch", func(t *txn) (err error) {
@@ -85,6 +85,14 @@ func (s *Store) Fetch(ctx context.Context, q acme.Lookup, now time.Time) (*acme.
 		}
 		for i, key := range q.Proofs {
 			if found.Proofs[i], err = t.proof(key, now); err != nil {
+				return err
+			}
+		}
+		if q.Thumbprint != "" {
+			switch _, err := t.holder(q.Directory, q.Thumbprint); {
+			case err == nil:
+				found.KeyNamed = true
+			case !errors.Is(err, acme.ErrNotFound):
 				return err
 			}
 		}

@@ -110,6 +110,13 @@ func (s *Store) Fetch(ctx context.Context, q acme.Lookup, now time.Time) (*acme.
 		})
 	}
 
+	if q.Thumbprint != "" {
+		gs.add(shardOf(q.Thumbprint), s.key.holder(q.Directory, q.Thumbprint), func(v string) error {
+			found.KeyNamed = v != ""
+			return nil
+		})
+	}
+
 	pipe := s.rdb.Pipeline()
 	var redeem once
 	if q.Nonce != "" {

@@ -144,6 +144,15 @@ func testAccountByKey(t *testing.T, f *fixture) {
 	wantError(t, err, acme.ErrNotFound)
 	_, err = f.s.AccountByKey(f.ctx, "default", f.random(t))
 	wantError(t, err, acme.ErrNotFound)
+	for _, tt := range []struct {
+		directory, thumbprint string
+		want                  bool
+	}{{"default", a.Thumbprint, true}, {"tenant", a.Thumbprint, false}, {"default", f.random(t), false}, {"", "", false}} {
+		found := must[*acme.Found](t)(f.replica.Fetch(f.ctx, acme.Lookup{Directory: tt.directory, Thumbprint: tt.thumbprint}, f.now))
+		if found.KeyNamed != tt.want {
+			t.Errorf("key %q of %q named: %t, want %t", tt.thumbprint, tt.directory, found.KeyNamed, tt.want)
+		}
+	}
 
 	twin := a.Clone()
 	twin.ID, twin.Directory = must[string](t)(f.ids.Account(f.now)), "tenant"

@@ -1,0 +1,164 @@
+// Package acmebridge_test keeps the shape of the whole: who may import whom.
+package acmebridge_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const (
+	module  = "github.com/acme-bridge/acme-bridge/"
+	program = "cmd/acme-bridge"
+)
+
+// mayImport is the star: what of ours each package may import. Only the program
+// imports them all; tests may import what they need.
+var mayImport = map[string][]string{
+	"acme":              {},
+	"acme/owntls":       {"acme"},
+	"acme/server":       {"acme"},
+	"acme/validation":   {"acme"},
+	"acme/worker":       {"acme"},
+	"admin":             {},
+	"backend/local":     {"acme"},
+	"backend/privateca": {"acme", "internal/ncloud"},
+	"config":            {"acme"},
+	"internal/ncloud":   {},
+	"storage/bolt":      {"acme"},
+	"storage/redis":     {"acme"},
+
+	// For tests only.
+	"internal/ncloudtest":               {},
+	"internal/ncloudtest/ncp-simulator": {"internal/ncloudtest"},
+	"storage/storagetest":               {"acme"},
+}
+
+// A goPackage is what go list tells of a package.
+type goPackage struct {
+	Dir, ImportPath         string
+	Imports, Deps           []string
+	GoFiles, IgnoredGoFiles []string
+}
+
+func (p *goPackage) name() string { return strings.TrimPrefix(p.ImportPath, module) }
+
+func goList(t *testing.T, args ...string) []*goPackage {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "go", append([]string{"list", "-json=Dir,ImportPath,Imports,Deps,GoFiles,IgnoredGoFiles"}, args...)...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", cmd, err, &stderr)
+	}
+	var packages []*goPackage
+	for dec := json.NewDecoder(bytes.NewReader(out)); ; {
+		p := &goPackage{}
+		if err := dec.Decode(p); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		packages = append(packages, p)
+	}
+	if len(packages) == 0 {
+		t.Fatalf("%s: no packages", cmd)
+	}
+	return packages
+}
+
+// ours are the module's packages that hold more than tests. Black-box tests in
+// integration/ have rules of their own.
+func ours(t *testing.T) []*goPackage {
+	t.Helper()
+	return slices.DeleteFunc(goList(t, "./..."), func(p *goPackage) bool {
+		return len(p.GoFiles) == 0 || strings.HasPrefix(p.name(), "integration")
+	})
+}
+
+func TestImportsAreAStar(t *testing.T) {
+	seen := make(map[string]bool)
+	for _, p := range ours(t) {
+		seen[p.name()] = true
+		if p.name() == program {
+			continue
+		}
+		allowed, known := mayImport[p.name()]
+		if !known {
+			t.Errorf("package %s has no place in the picture: add it to this test and to the documentation", p.name())
+			continue
+		}
+		for _, path := range p.Imports {
+			if name, ok := strings.CutPrefix(path, module); ok && !slices.Contains(allowed, name) {
+				t.Errorf("%s imports %s; of ours it may import %v", p.name(), name, allowed)
+			}
+		}
+	}
+	for name := range mayImport {
+		if !seen[name] {
+			t.Errorf("package %s is in this test but not in the tree", name)
+		}
+	}
+}
+
+func TestBlackBoxTestsImportNothingOfOurs(t *testing.T) {
+	for _, p := range goList(t, "-test", "./...") {
+		if !strings.HasPrefix(p.name(), "integration") {
+			continue
+		}
+		for _, path := range p.Imports {
+			name, ok := strings.CutPrefix(path, module)
+			if ok && !strings.HasPrefix(name, "integration") {
+				t.Errorf("%s imports %s", p.name(), name)
+			}
+		}
+	}
+}
+
+func TestProgramHoldsNoTestCode(t *testing.T) {
+	for _, tags := range []string{"", "failpoint"} {
+		for _, path := range goList(t, "-tags", tags, "./"+program)[0].Deps {
+			name, ok := strings.CutPrefix(path, module)
+			if ok && slices.ContainsFunc(strings.Split(name, "/"), func(part string) bool { return strings.HasSuffix(part, "test") }) || path == "testing" {
+				t.Errorf("with tags %q the program holds %s", tags, path)
+			}
+		}
+	}
+}
+
+// Nothing of ours happens because it was imported.
+func TestNoInitAndNoBlankImport(t *testing.T) {
+	for _, p := range ours(t) {
+		for _, name := range slices.Concat(p.GoFiles, p.IgnoredGoFiles) {
+			if strings.HasSuffix(name, "_test.go") {
+				continue
+			}
+			files := token.NewFileSet()
+			file, err := parser.ParseFile(files, filepath.Join(p.Dir, name), nil, parser.SkipObjectResolution)
+			if err != nil {
+				t.Error(err)
+				continue
+			}
+			for _, spec := range file.Imports {
+				if spec.Name != nil && (spec.Name.Name == "_" || spec.Name.Name == ".") {
+					t.Errorf("%s: import %s %s", files.Position(spec.Pos()), spec.Name.Name, spec.Path.Value)
+				}
+			}
+			for _, decl := range file.Decls {
+				if f, ok := decl.(*ast.FuncDecl); ok && f.Recv == nil && f.Name.Name == "init" {
+					t.Errorf("%s: func init", files.Position(f.Pos()))
+				}
+			}
+		}
+	}
+}

@@ -38,7 +38,7 @@ type client struct {
 	key   crypto.Signer
 	kid   string
 	nonce string
-	since time.Time // when the nonce came
+	since time.Time        // when the nonce came
 	wire  *httptest.Server // if set, requests go over the network to it
 	proto string           // of the last answer from there
 }

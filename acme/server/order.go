@@ -191,7 +191,8 @@ func (s *Server) finalize(w http.ResponseWriter, r *request) error {
 		return acme.Problemf(acme.BadCSR, "csr must be the DER of a certificate request in base64url without padding")
 	}
 	o := r.order
-	if o.Status == acme.StatusReady {
+	checked := o.Status == acme.StatusReady
+	if checked {
 		if err := s.checkCSR(r, der); err != nil {
 			return err
 		}
@@ -200,6 +201,10 @@ func (s *Server) finalize(w http.ResponseWriter, r *request) error {
 	defer stop()
 	o, err = s.Store.UpdateOrder(r.Context(), o, func(o *acme.Order) error {
 		o.Expire(s.Now())
+		if o.Status == acme.StatusReady && !checked {
+			// It became so after it was read: this CSR has not been looked at.
+			return acme.Problemf(acme.OrderNotReady, "order was not ready when the request came")
+		}
 		return o.Finalize(der, s.Now())
 	})
 	if err != nil {
@@ -252,7 +257,11 @@ func (s *Server) hold(ctx context.Context, o *acme.Order, changed <-chan *acme.O
 	defer poll.Stop()
 	for !done(o) {
 		select {
-		case o = <-changed:
+		case latest := <-changed:
+			// The channel may still hold what was saved before the caller's own save.
+			if latest.Version > o.Version {
+				o = latest
+			}
 		case <-poll.C:
 			if latest, err := s.Store.Order(ctx, o.ID); err == nil {
 				o = latest
@@ -373,7 +382,13 @@ func (s *Server) respond(r *request, o *acme.Order, i int, t acme.ChallengeType)
 	}
 	if processing(o) {
 		s.Queue.Nudge(o)
-		o = s.hold(r.Context(), o, changed, challengeHold, func(o *acme.Order) bool { return !processing(o) })
+		latest := s.hold(r.Context(), o, changed, challengeHold, func(o *acme.Order) bool { return !processing(o) })
+		if latest.Authorizations[i].Challenge(t) == nil {
+			// Another challenge was quicker and this one is gone with it, but the
+			// response was accepted; the authorization tells the rest.
+			return o, nil
+		}
+		o = latest
 	}
 	return o, nil
 }

@@ -25,12 +25,33 @@ type IssueRequest struct {
 	Mark      string
 }
 
-// An Issuance is a certificate as the CA returned it, not yet checked.
+// An Issuance is a certificate as the CA returned it, not yet checked, or the
+// CA's word that it is at work.
 type Issuance struct {
-	Leaf *x509.Certificate
+	Leaf *x509.Certificate // nil: not yet, see Ticket
 	// Chain holds the issuers of Leaf, each certifying the one before; the root
 	// may be last or left out.
 	Chain []*x509.Certificate
+	// Again says that the certificate was issued for an earlier order of the
+	// same account, names and key, which nobody fetched: it may be this order's
+	// as well.
+	Again bool
+
+	// Ticket is what [Poller.Poll] asks with while there is no Leaf, and
+	// RetryAfter when that makes sense.
+	Ticket     string
+	RetryAfter time.Duration
+	// Events are for the order's history, oldest first.
+	Events []Event
+}
+
+// An Event is something that happened to an order at its CA, in words for the
+// client's owner and the operator: no secrets.
+type Event struct {
+	Time time.Time `json:"time"`
+	// Name is the identifier that it concerns, if it concerns one.
+	Name string `json:"name,omitempty"`
+	Text string `json:"text"`
 }
 
 // Outcomes of Submit and Find that are not a certificate. A [*Problem] means
@@ -67,12 +88,36 @@ type Issuer interface {
 	// called only after Submit's deadline has passed.
 	Find(ctx context.Context, req *IssueRequest) (*Issuance, error)
 	// Revoke revokes a certificate that this CA issued. Revoking twice is no
-	// error. The reason is a CRLReason code, or -1 for none given.
+	// error. The reason is a CRLReason code, or -1 for none given; a [*Problem]
+	// says that the CA knows no such reason.
 	Revoke(ctx context.Context, leaf *x509.Certificate, reason int) error
 	// Timeout is the deadline for one Submit; Find is called no earlier.
 	Timeout() time.Duration
 	// Roots are the certificates that a returned chain must lead to.
 	Roots(ctx context.Context) (*x509.CertPool, error)
+}
+
+// A Poller is an Issuer whose Submit and Find may return a ticket instead of a
+// certificate. The answer to Poll is the certificate, the ticket again (perhaps
+// another one), a [*Problem] if the CA gave up for good, or any other error,
+// after which Poll is called again later.
+type Poller interface {
+	Issuer
+	Poll(ctx context.Context, req *IssueRequest, ticket string) (*Issuance, error)
+}
+
+// A Preflighter is an Issuer that can say beforehand that an order for these
+// identifiers is bound to fail: with a [*Problem] that has a subproblem for each
+// of them. Any other error means that it cannot tell now.
+type Preflighter interface {
+	Preflight(ctx context.Context, ids []Identifier) error
+}
+
+// Records keep what a backend must remember beyond an order: see [Store.Record]
+// and [Store.PutRecord].
+type Records interface {
+	Record(ctx context.Context, name string) ([]byte, int64, error)
+	PutRecord(ctx context.Context, name string, data []byte, version int64) error
 }
 
 // A KnownCertificates tells which certificates have been issued through this

@@ -65,6 +65,11 @@ type Order struct {
 	Attempts int `json:"attempts,omitempty"`
 	Searches int `json:"searches,omitempty"`
 
+	// Ticket is what the CA is asked with while it works on the intent.
+	Ticket string `json:"ticket,omitempty"`
+	// History is what happened at a CA that takes its time, the latest last.
+	History []Event `json:"history,omitempty"`
+
 	Certificate *Certificate `json:"cert,omitempty"`
 
 	// Wake is when the worker must look at the order again; zero for never.
@@ -90,13 +95,16 @@ type Intent struct {
 
 // A Certificate is what was issued for an order.
 type Certificate struct {
-	ID       string      `json:"id"`   // see CertificateID
-	Leaf     []byte      `json:"leaf"` // DER
-	ChainRef string      `json:"chain"`
-	Issued   time.Time   `json:"issued"`
-	NotAfter time.Time   `json:"naf"`
-	Backend  string      `json:"backend"` // the backend that issued it, for revocation
-	Revoked  *Revocation `json:"revoked,omitempty"`
+	ID       string    `json:"id"`   // see CertificateID
+	Leaf     []byte    `json:"leaf"` // DER
+	ChainRef string    `json:"chain"`
+	Issued   time.Time `json:"issued"`
+	NotAfter time.Time `json:"naf"`
+	Backend  string    `json:"backend"` // the backend that issued it, for revocation
+	// Unfetched: the client had to wait for it, and may have gone away before it
+	// came. Cleared by the first download.
+	Unfetched bool        `json:"unfetched,omitempty"`
+	Revoked   *Revocation `json:"revoked,omitempty"`
 }
 
 // A Revocation says when and why a certificate was revoked.
@@ -234,6 +242,7 @@ func (o *Order) Clone() *Order {
 		cert := *o.Certificate
 		c.Certificate = &cert
 	}
+	c.History = slices.Clone(o.History)
 	c.Grants, c.Withdrawals = slices.Clone(o.Grants), slices.Clone(o.Withdrawals)
 	return &c
 }
@@ -375,7 +384,7 @@ func (o *Order) NotIssued(attempt int, retry time.Time) error {
 	if !o.intends(attempt) {
 		return ErrUnchanged
 	}
-	o.Intent, o.Searches = nil, 0
+	o.Intent, o.Ticket, o.Searches = nil, "", 0
 	o.Wake = retry
 	return nil
 }
@@ -386,6 +395,26 @@ func (o *Order) Postpone(attempt int, until time.Time) error {
 		return ErrUnchanged
 	}
 	o.Wake = until
+	return nil
+}
+
+// Accepted records that the CA works on that attempt, and when to ask it again
+// with the ticket. It is for the answers of Submit, Find and Poll.
+func (o *Order) Accepted(attempt int, ticket string, events []Event, next time.Time) error {
+	if !o.intends(attempt) {
+		return ErrUnchanged
+	}
+	o.Ticket, o.Wake = ticket, next
+	o.note(events)
+	return nil
+}
+
+// Fetch records that the client has had the certificate.
+func (o *Order) Fetch() error {
+	if o.Certificate == nil || !o.Certificate.Unfetched {
+		return ErrUnchanged
+	}
+	o.Certificate.Unfetched = false
 	return nil
 }
 
@@ -406,8 +435,9 @@ func (o *Order) Issued(attempt int, cert *Certificate) error {
 	if !o.intends(attempt) {
 		return ErrUnchanged
 	}
+	cert.Unfetched = o.Ticket != ""
 	o.Status, o.Certificate = StatusValid, cert
-	o.CSR, o.Intent, o.Error, o.Searches = nil, nil, nil, 0
+	o.CSR, o.Intent, o.Ticket, o.Error, o.Searches = nil, nil, "", nil, 0
 	o.Wake = time.Time{}
 	for i := range o.Authorizations { // spent: what is only needed to validate
 		a := &o.Authorizations[i]
@@ -496,6 +526,17 @@ func (o *Order) challenge(authz int, t ChallengeType) (*Authorization, *Challeng
 
 func (o *Order) hasProcessingChallenge() bool { return len(o.ProcessingChallenges()) > 0 }
 
+// maxHistory bounds what is kept of an order's history; the first events tell
+// what was asked, the last what came of it.
+const maxHistory = 60
+
+func (o *Order) note(events []Event) {
+	o.History = append(o.History, events...)
+	if n := len(o.History); n > maxHistory {
+		o.History = slices.Delete(o.History, maxHistory/2, n-maxHistory/2)
+	}
+}
+
 func (o *Order) intends(attempt int) bool {
 	return o.Status == StatusProcessing && o.Intent != nil && o.Intent.Attempt == attempt
 }
@@ -518,7 +559,7 @@ func (o *Order) wakeBy(t time.Time) {
 // fail is every arrow that leads to invalid.
 func (o *Order) fail(p *Problem) {
 	o.Status, o.Error = StatusInvalid, p
-	o.CSR, o.Intent = nil, nil
+	o.CSR, o.Intent, o.Ticket = nil, nil, ""
 	o.Wake = time.Time{}
 	for i := range o.Authorizations {
 		a := &o.Authorizations[i]

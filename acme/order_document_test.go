@@ -112,10 +112,11 @@ func fullOrder(t *testing.T) *Order {
 		}},
 		NotBefore: next(), NotAfter: next(), Created: next(), Expires: next(), Error: problem,
 		CSR: []byte("csr"), CSRHash: []byte("hash"), Intent: &Intent{Attempt: 1, Since: next(), Deadline: next(), Backend: "lab", LifetimeSeconds: 3600, Mark: "mark"},
+		Ticket: "ticket", History: []Event{{Time: next(), Name: "a.example", Text: "asked"}},
 		Attempts: 1, Searches: 2,
 		Certificate: &Certificate{
 			ID: "cert", Leaf: []byte("leaf"), ChainRef: "chain", Issued: next(), NotAfter: next(), Backend: "lab",
-			Revoked: &Revocation{Time: next(), Reason: 1},
+			Revoked: &Revocation{Time: next(), Reason: 1}, Unfetched: true,
 		},
 		Wake: next(), Version: 7,
 		Grants:      []*Proof{{ProofKey: ProofKey{"acct", "dns:a.example"}, Method: DNS01, KeyEpoch: 2, Validated: next(), Expires: next()}},

@@ -164,10 +164,9 @@ type Store interface {
 	Take(ctx context.Context, key LimitKey, cost int, now time.Time) error
 
 	// Record returns a named record and its version; 0 and nil if there is none.
-	Record(ctx context.Context, name string) ([]byte, int64, error)
-	// PutRecord replaces a record of that version (0: none yet), or returns
-	// ErrConflict.
-	PutRecord(ctx context.Context, name string, data []byte, version int64) error
+	// PutRecord replaces a record of that version (0: none yet) by the next, or
+	// returns ErrConflict.
+	Records
 
 	// Ping returns nil if the store can be read and written now.
 	Ping(ctx context.Context) error

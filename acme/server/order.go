@@ -129,6 +129,9 @@ func (s *Server) newOrder(w http.ResponseWriter, r *request) error {
 	if r.found.Limited != nil {
 		return limited(r.found.Limited)
 	}
+	if err := s.Preflight(r.Context(), profile.Backend, ids); err != nil {
+		return err
+	}
 	proofs := make([]*acme.Proof, len(ids))
 	for i, p := range r.found.Proofs {
 		if p.Serves(r.account, profile, ids[i], now) {
@@ -421,6 +424,13 @@ func (s *Server) certificate(w http.ResponseWriter, r *request) error {
 	h.Set("Content-Type", "application/pem-certificate-chain")
 	h.Set("Cache-Control", "private, max-age=86400, immutable")
 	w.WriteHeader(http.StatusOK)
+	if cert.Unfetched {
+		// Before the answer: a certificate that may have arrived is never taken
+		// for one that nobody has.
+		if _, err := s.Store.UpdateOrder(r.Context(), r.order, func(o *acme.Order) error { return o.Fetch() }); err != nil {
+			return err
+		}
+	}
 	leaf := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Leaf})
 	// The status line is out; a client that is gone cannot be told.
 	_, _ = w.Write(append(leaf, chain...))

@@ -66,9 +66,12 @@ type Limits struct {
 
 // Options are a Server's connections to the world.
 type Options struct {
-	Store          acme.Store
-	Queue          Queue
-	Revoker        Revoker
+	Store   acme.Store
+	Queue   Queue
+	Revoker Revoker
+	// Preflight, if set, returns a problem if the backend of that name is bound
+	// to refuse an order for these identifiers.
+	Preflight      func(ctx context.Context, backend string, ids []acme.Identifier) error
 	ExternalURL    string // scheme and host: every URL handed out begins with it
 	TrustedProxies []netip.Prefix
 	Now            func() time.Time
@@ -98,6 +101,9 @@ func New(opts Options, policy *Policy) (*Server, error) {
 	chains, err := lru.New[string, []byte](64)
 	if err != nil {
 		return nil, fmt.Errorf("make chain cache: %w", err)
+	}
+	if opts.Preflight == nil {
+		opts.Preflight = func(context.Context, string, []acme.Identifier) error { return nil }
 	}
 	s := &Server{
 		Options: opts,

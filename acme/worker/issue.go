@@ -29,6 +29,7 @@ const (
 // once" in docs/architecture.md):
 //
 //	no intent            submit: nothing was sent
+//	ticket               poll: the CA is at work
 //	intent, before its deadline    nothing: someone waits for the answer
 //	intent, after its deadline     find: the answer was lost
 func (w *Worker) issue(ctx context.Context, o *acme.Order) {
@@ -36,6 +37,8 @@ func (w *Worker) issue(ctx context.Context, o *acme.Order) {
 	switch {
 	case o.Intent == nil:
 		w.submit(ctx, o)
+	case o.Ticket != "":
+		w.poll(ctx, o)
 	case now.Before(o.Intent.Deadline):
 		// A claim came early, by a nudge or another clock; the deadline is in
 		// the queue already, unless this claim has moved it.
@@ -120,6 +123,10 @@ func (w *Worker) submit(ctx context.Context, o *acme.Order) {
 func (w *Worker) settle(ctx context.Context, o *acme.Order, issuer acme.Issuer, req *acme.IssueRequest, got *acme.Issuance, err error) {
 	log := w.logger(o).With("backend", o.Intent.Backend, "attempt", o.Intent.Attempt)
 	attempt := o.Intent.Attempt
+	if err == nil && pending(got) {
+		w.wait(ctx, o, got)
+		return
+	}
 	if err == nil {
 		if err := w.accept(ctx, o, issuer, req, got); err != nil {
 			log.WarnContext(ctx, "certificate not accepted yet, will search for it", "deadline", o.Intent.Deadline, "err", err)
@@ -178,6 +185,11 @@ func (w *Worker) find(ctx context.Context, o *acme.Order) {
 	ctx, cancelSave := context.WithTimeout(context.WithoutCancel(ctx), saveWithin)
 	defer cancelSave()
 	w.metrics.searched(o.Intent.Backend, err)
+	if err == nil && pending(got) {
+		log.InfoContext(ctx, "lost request found")
+		w.wait(ctx, o, got)
+		return
+	}
 	if err == nil {
 		log.InfoContext(ctx, "lost certificate found")
 		err = w.accept(ctx, o, issuer, req, got)
@@ -206,6 +218,78 @@ func (w *Worker) find(ctx context.Context, o *acme.Order) {
 		log.WarnContext(ctx, "search was inconclusive, will search again", "next", next, "err", err)
 		if _, _, err := w.update(ctx, o, func(o *acme.Order) error { return o.Unresolved(attempt, next) }); err != nil {
 			log.WarnContext(ctx, "next search not scheduled, the lease will bring it", "err", err)
+		}
+	}
+}
+
+// pending reports that the CA has the request and is at work on it.
+func pending(got *acme.Issuance) bool { return got != nil && got.Leaf == nil && got.Ticket != "" }
+
+// How soon and how late a CA that is at work is asked again, whatever it says.
+const (
+	pollSoonest = time.Second
+	pollLatest  = 10 * time.Minute
+)
+
+// wait saves the ticket and when to poll with it.
+func (w *Worker) wait(ctx context.Context, o *acme.Order, got *acme.Issuance) {
+	attempt := o.Intent.Attempt
+	log := w.logger(o).With("backend", o.Intent.Backend, "attempt", attempt)
+	if o.Ticket == "" {
+		log.InfoContext(ctx, "certificate authority is at work", "ticket", got.Ticket)
+	}
+	for _, e := range got.Events {
+		log.InfoContext(ctx, "news of the certificate authority", "identifier", e.Name, "event", e.Text)
+	}
+	next := w.Now().Add(min(max(got.RetryAfter, pollSoonest), pollLatest))
+	if _, _, err := w.update(ctx, o, func(o *acme.Order) error { return o.Accepted(attempt, got.Ticket, got.Events, next) }); err != nil {
+		// Without the ticket Find will bring it again; with one the lease will.
+		log.WarnContext(ctx, "state of the request not saved", "err", err)
+	}
+}
+
+// poll asks a CA that is at work. Whoever else does so at the same time does no
+// harm.
+func (w *Worker) poll(ctx context.Context, o *acme.Order) {
+	attempt := o.Intent.Attempt
+	log := w.logger(o).With("backend", o.Intent.Backend, "attempt", attempt, "ticket", o.Ticket)
+	poller, ok := w.policy.Load().Issuers[o.Intent.Backend].(acme.Poller)
+	if !ok {
+		log.ErrorContext(ctx, "order waits for a backend that is not configured; restore it in the configuration")
+		w.postpone(ctx, o, w.Now().Add(5*time.Minute))
+		return
+	}
+	req, err := o.Request()
+	if err != nil {
+		log.ErrorContext(ctx, "stored CSR does not parse", "err", err)
+		w.refuse(ctx, o, attempt, acme.Problemf(acme.ServerInternal, "internal error"))
+		return
+	}
+	pollCtx, cancel := context.WithTimeout(ctx, w.Lease*3/4)
+	defer cancel()
+	got, err := poller.Poll(pollCtx, req, o.Ticket)
+	if ctx.Err() != nil {
+		return // told to stop; the queue brings the order again
+	}
+	ctx, cancelSave := context.WithTimeout(context.WithoutCancel(ctx), saveWithin)
+	defer cancelSave()
+	problem, refused := isProblem(err)
+	switch {
+	case refused:
+		log.WarnContext(ctx, "certificate authority gave up", "problem", string(problem.Type), "err", err)
+		if got != nil && len(got.Events) > 0 {
+			w.wait(ctx, o, &acme.Issuance{Ticket: o.Ticket, Events: got.Events})
+		}
+		w.refuse(ctx, o, attempt, problem)
+	case err != nil:
+		log.WarnContext(ctx, "certificate authority not asked, will ask again", "err", err)
+		w.postpone(ctx, o, w.Now().Add(jittered(1, 5*time.Second, time.Minute)))
+	case pending(got):
+		w.wait(ctx, o, got)
+	default:
+		if err := w.accept(ctx, o, poller, req, got); err != nil {
+			log.WarnContext(ctx, "certificate not accepted yet, will ask again", "err", err)
+			w.postpone(ctx, o, w.Now().Add(jittered(1, 5*time.Second, time.Minute)))
 		}
 	}
 }
@@ -262,7 +346,9 @@ func (w *Worker) keep(ctx context.Context, o *acme.Order, attempt int, cert *acm
 		return retry(err)
 	}
 	if owner != o.ID {
-		return backoff.Permanent(errNotNew)
+		if err := w.mayShare(ctx, o, owner, cert, got); err != nil {
+			return retry(err)
+		}
 	}
 	w.Boundary("certificate-claimed", o.ID)
 	if cert.ChainRef, err = w.Store.PutChain(ctx, chainPEM(got)); err != nil {
@@ -282,6 +368,24 @@ func (w *Worker) keep(ctx context.Context, o *acme.Order, attempt int, cert *acm
 	w.metrics.orderEnded(o.Profile, "valid")
 	w.logger(saved).InfoContext(ctx, "certificate issued", "backend", cert.Backend, "certificate", cert.ID, "attempt", attempt,
 		"serial", got.Leaf.SerialNumber.Text(16), "notAfter", cert.NotAfter)
+	return nil
+}
+
+// mayShare returns nil if a certificate that is another order's may be this
+// one's too: the backend says that it brings an earlier one again, and that was
+// for the same account and never fetched. Names and key have been checked.
+func (w *Worker) mayShare(ctx context.Context, o *acme.Order, owner string, cert *acme.Certificate, got *acme.Issuance) error {
+	if !got.Again {
+		return errNotNew
+	}
+	earlier, err := w.Store.Order(ctx, owner)
+	if err != nil && !errors.Is(err, acme.ErrNotFound) {
+		return err
+	}
+	if earlier == nil || earlier.AccountID != o.AccountID || earlier.Certificate == nil ||
+		earlier.Certificate.ID != cert.ID || !earlier.Certificate.Unfetched {
+		return errNotNew
+	}
 	return nil
 }
 

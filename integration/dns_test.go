@@ -19,15 +19,14 @@ type dnsServer struct {
 	address string // host:port, UDP and TCP
 	hookURL string // for the environment of dnshook
 
-	mu   sync.Mutex
-	a    map[string]string
-	txt  map[string][]string
-	seen map[string]int // questions for TXT, by name
+	mu  sync.Mutex
+	a   map[string]string
+	txt map[string][]string
 }
 
 func startDNS(t *testing.T) *dnsServer {
 	t.Helper()
-	d := &dnsServer{a: map[string]string{}, txt: map[string][]string{}, seen: map[string]int{}}
+	d := &dnsServer{a: map[string]string{}, txt: map[string][]string{}}
 	// One port for both; below the ports of outgoing connections, or it might be
 	// taken for one of the two.
 	d.address = net.JoinHostPort("127.0.0.1", strconv.Itoa(freePort(t)))
@@ -70,13 +69,6 @@ func (d *dnsServer) point(address string, names ...string) {
 	}
 }
 
-// asked is how many questions for TXT records at a name have come.
-func (d *dnsServer) asked(name string) int {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.seen[name]
-}
-
 // change publishes or removes a TXT record.
 func (d *dnsServer) change(w http.ResponseWriter, r *http.Request) {
 	name, value := strings.ToLower(r.URL.Query().Get("name")), r.URL.Query().Get("value")
@@ -116,7 +108,6 @@ func (d *dnsServer) answer(q dns.Question, m *dns.Msg) {
 			m.Answer = append(m.Answer, &dns.A{Hdr: header, A: net.ParseIP(address)})
 		}
 	case dns.TypeTXT:
-		d.seen[name]++
 		for _, v := range values {
 			m.Answer = append(m.Answer, &dns.TXT{Hdr: header, Txt: []string{v}})
 		}

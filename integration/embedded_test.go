@@ -34,6 +34,7 @@ func TestTheEmbeddedDefaultWorksAsPrinted(t *testing.T) {
 		t.Helper()
 		p := start(t, "serve", home, nil, bridge(t), "serve")
 		s := &server{w: w, t: t, name: "serve", config: tree{}, port: 14000, admin: 14001, proc: p}
+		t.Cleanup(p.expectNoErrors)
 		s.awaitReady()
 		return p
 	}

@@ -61,7 +61,7 @@ func TestWhateverTheCADoesAnOrderIsIssuedOnceOrInvalidWithAReason(t *testing.T) 
 		store := []string{bolt, redisType}[i%2]
 		t.Run(tt.name+" "+store, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, plan{store: store, backend: privateCA, change: func(c tree) {
+			w := newWorld(t, plan{store: store, backend: privateCA, troubled: true, change: func(c tree) {
 				if tt.shared {
 					c["backends"].(tree)["ca"].(tree)["exclusive"] = false
 				}
@@ -108,7 +108,7 @@ func TestAQuarantinedCertificateIsNeverHandedOut(t *testing.T) {
 	for _, store := range []string{bolt, redisType} {
 		t.Run(store, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, plan{store: store, backend: privateCA})
+			w := newWorld(t, plan{store: store, backend: privateCA, troubled: true})
 			c, ctx := w.newClient(w.server.directory()), deadline(t, 60*time.Second)
 			if err := c.register(ctx); err != nil {
 				t.Fatal(err)

@@ -113,7 +113,7 @@ func (w *world) get(client *http.Client, url string) (int, error) {
 
 func TestSIGHUPTakesAGoodFileAndRefusesABadOne(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, plan{store: bolt, backend: local})
+	w := newWorld(t, plan{store: bolt, backend: local, troubled: true})
 	s, client := w.server, w.httpClient()
 	c, ctx := w.newClient(s.directory()), deadline(t, 60*time.Second)
 	if err := c.register(ctx); err != nil {

@@ -23,6 +23,11 @@ type process struct {
 	done   chan struct{}
 }
 
+// neverLogged are words that no program's log may have, whatever happens: the
+// race detector's and the runtime's alarms (GOFLAGS=-race reaches the build), and
+// secrets.
+var neverLogged = []string{"DATA RACE", "panic", "goroutine 1 [", simulatorSecret, "PRIVATE KEY"}
+
 // start runs a program. Output of several runs under one name in one directory
 // is appended.
 func start(t *testing.T, name, dir string, env []string, path string, args ...string) *process {
@@ -54,6 +59,11 @@ func start(t *testing.T, name, dir string, env []string, path string, args ...st
 	}()
 	t.Cleanup(func() {
 		p.kill()
+		for _, bad := range neverLogged {
+			if bytes.Contains(readFile(t, p.stderr), []byte(bad)) {
+				t.Errorf("%s has logged %q", name, bad)
+			}
+		}
 		if t.Failed() {
 			t.Logf("%s, exit: %s\n%s%s", name, p.cmd.ProcessState, tail(p.stdout), tail(p.stderr))
 		}
@@ -109,6 +119,16 @@ func (p *process) running() error {
 		return fmt.Errorf("%s %w: %s", p.name, errEnded, p.cmd.ProcessState)
 	default:
 		return nil
+	}
+}
+
+// expectNoErrors fails the test if the server has logged an error: something that
+// someone must look at.
+func (p *process) expectNoErrors() {
+	for line := range bytes.Lines(readFile(p.t, p.stderr)) {
+		if bytes.Contains(line, []byte(`"level":"ERROR"`)) {
+			p.t.Errorf("%s has logged an error: %s", p.name, line)
+		}
 	}
 }
 

@@ -27,13 +27,6 @@ func newRedis(t *testing.T) *redisServer {
 	return &redisServer{t: t, dir: makeDir(t, "redis"), port: freePort(t)}
 }
 
-func startRedis(t *testing.T) *redisServer {
-	t.Helper()
-	r := newRedis(t)
-	r.start()
-	return r
-}
-
 func (r *redisServer) address() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(r.port)) }
 
 func (r *redisServer) start() {

@@ -43,7 +43,7 @@ func TestRedisGoesAwayInTheMiddleAndComesBack(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, plan{store: redisType, backend: privateCA})
+			w := newWorld(t, plan{store: redisType, backend: privateCA, troubled: true})
 			c, ctx := w.newClient(w.server.directory()), deadline(t, 90*time.Second)
 			if err := c.register(ctx); err != nil {
 				t.Fatal(err)
@@ -77,7 +77,7 @@ func TestRedisGoesAwayInTheMiddleAndComesBack(t *testing.T) {
 
 func TestTheServerStartsWithoutRedisAndComesUpByItself(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, plan{store: redisType, backend: local, redisLater: true, noServer: true})
+	w := newWorld(t, plan{store: redisType, backend: local, redisLater: true, troubled: true, noServer: true})
 	w.server.start()
 	eventually(t, 20*time.Second, "readiness tells that the store is away", func() error {
 		if err := w.server.proc.running(); err != nil {

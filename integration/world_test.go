@@ -46,6 +46,7 @@ type world struct {
 	sim    *simulator   // nil on local
 	server *server
 
+	troubled   bool
 	issuerRoot string // file: what certificates lead to
 	serverRoot string // file: what the server's own certificate leads to
 }
@@ -60,11 +61,12 @@ type plan struct {
 	failpoint      string            // boundary to die at, once world.arm was called
 	redisLater     bool              // Redis is not started yet
 	noServer       bool              // the caller starts servers
+	troubled       bool              // the server has reason to log errors
 }
 
 func newWorld(t *testing.T, p plan) *world {
 	t.Helper()
-	w := &world{t: t, dir: makeDir(t, "world"), dns: startDNS(t)}
+	w := &world{t: t, dir: makeDir(t, "world"), dns: startDNS(t), troubled: p.troubled}
 	config := tree{
 		"log":        tree{"level": "debug", "format": "json"},
 		"validation": tree{"default": tree{"resolvers": []string{w.dns.address}, "http_port": httpPort, "tls_port": tlsPort, "allow_networks": []string{"127.0.0.0/8"}, "timeout": "3s"}},
@@ -210,6 +212,9 @@ func (s *server) start() {
 		env = append(env, "ACME_BRIDGE_FAILPOINT="+s.failpoint)
 	}
 	s.proc = start(s.t, s.name, s.w.dir, env, binary(s.t), "serve", "--config", s.file)
+	if !s.w.troubled {
+		s.t.Cleanup(s.proc.expectNoErrors)
+	}
 }
 
 // restart starts the server again after its end.

@@ -69,8 +69,15 @@ func New(opts Options) *Source {
 type record struct {
 	Key   []byte `json:"key,omitempty"` // PKCS #8
 	Chain []byte `json:"chain,omitempty"`
+	// Ordered is when that certificate was, so that one that is dated back is
+	// not taken for old.
+	Ordered time.Time `json:"ordered,omitzero"`
 	// Next is the order that will replace Key and Chain.
 	Next *next `json:"next,omitempty"`
+	// Failures counts orders that became invalid since there was a certificate;
+	// no replica orders again before Retry.
+	Failures int       `json:"failures,omitempty"`
+	Retry    time.Time `json:"retry,omitzero"`
 }
 
 type next struct {
@@ -82,7 +89,8 @@ type next struct {
 func (s *Source) recordName() string { return "own-tls:" + s.Name }
 
 const (
-	look      = time.Hour        // how often the certificate's age is looked at
+	look      = time.Hour        // how often the record is looked at, at least
+	ageLeast  = time.Minute      // of a certificate that is renewed
 	retry     = 2 * time.Second  // after trouble, doubling
 	retryMost = 5 * time.Minute  // up to
 	poll      = time.Second      // how often an order under way is looked at
@@ -157,16 +165,28 @@ func (s *Source) once(ctx context.Context) (time.Duration, error) {
 	if rec.Next != nil {
 		return s.advance(ctx, &rec, version)
 	}
-	if cert := s.current.Load(); cert != nil && rec.Chain != nil && !s.aged(cert.Leaf) {
-		return look, nil
+	now := s.Now()
+	at := rec.Retry
+	if rec.Chain != nil {
+		at = later(at, renewal(s.current.Load().Leaf, rec.Ordered))
+	}
+	if now.Before(at) {
+		return min(look, at.Sub(now)), nil
 	}
 	return s.order(ctx, &rec, version)
 }
 
-// aged reports whether less than a third of the certificate's life is left.
-func (s *Source) aged(leaf *x509.Certificate) bool {
-	life := leaf.NotAfter.Sub(leaf.NotBefore)
-	return s.Now().After(leaf.NotAfter.Add(-life/3)) || leaf.VerifyHostname(s.Name) != nil
+// renewal is when two thirds of a certificate's life are over.
+func renewal(leaf *x509.Certificate, ordered time.Time) time.Time {
+	life := leaf.NotAfter.Sub(later(leaf.NotBefore, ordered))
+	return later(leaf.NotAfter.Add(-life/3), ordered.Add(ageLeast))
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 func (s *Source) use(rec *record) error {
@@ -253,32 +273,42 @@ func (s *Source) advance(ctx context.Context, rec *record, version int64) (time.
 			return poll, nil // another replica may be about to make it
 		}
 		rec.Next = nil
-		return 0, s.put(ctx, rec, version)
+		return s.replace(ctx, rec, version, 0)
 	case err != nil:
 		return 0, fmt.Errorf("read order: %w", err)
 	case o.Status == acme.StatusProcessing:
 		return poll, nil
 	case o.Certificate == nil:
-		rec.Next = nil
-		if err := s.put(ctx, rec, version); err != nil {
-			return 0, err
-		}
-		return 0, fmt.Errorf("order %s became %s: %w", o.ID, o.Status, o.Error)
+		wait := min(retry<<min(rec.Failures, 16), retryMost)
+		rec.Next, rec.Failures, rec.Retry = nil, rec.Failures+1, s.Now().Add(wait)
+		s.Log.ErrorContext(ctx, "the order for the server's own certificate failed, will order again",
+			"order", o.ID, "name", s.Name, "status", string(o.Status), "retry", wait, "err", o.Error)
+		return s.replace(ctx, rec, version, wait)
 	}
 	chain, err := s.Store.Chain(ctx, o.Certificate.ChainRef)
 	if err != nil {
 		return 0, fmt.Errorf("read chain: %w", err)
 	}
 	leaf := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: o.Certificate.Leaf})
-	rec.Key, rec.Chain, rec.Next = rec.Next.Key, append(leaf, chain...), nil
+	rec.Key, rec.Chain, rec.Ordered = rec.Next.Key, append(leaf, chain...), rec.Next.Since
+	rec.Next, rec.Failures, rec.Retry = nil, 0, time.Time{}
 	if err := s.use(rec); err != nil {
 		return 0, err
 	}
-	if err := s.put(ctx, rec, version); err != nil && !errors.Is(err, acme.ErrConflict) {
+	s.Log.InfoContext(ctx, "the server has its own certificate", "order", o.ID, "name", s.Name, "notAfter", o.Certificate.NotAfter)
+	return s.replace(ctx, rec, version, 0)
+}
+
+// replace writes the record and says when to look again, unless another replica
+// was faster.
+func (s *Source) replace(ctx context.Context, rec *record, version int64, next time.Duration) (time.Duration, error) {
+	switch err := s.put(ctx, rec, version); {
+	case errors.Is(err, acme.ErrConflict):
+		return poll, nil
+	case err != nil:
 		return 0, err
 	}
-	s.Log.InfoContext(ctx, "the server has its own certificate", "order", o.ID, "name", s.Name, "notAfter", o.Certificate.NotAfter)
-	return look, nil
+	return next, nil
 }
 
 func (s *Source) put(ctx context.Context, rec *record, version int64) error {

@@ -3,6 +3,7 @@ package server
 import (
 	"bytes"
 	"crypto/x509"
+	"errors"
 	"net/http"
 	"strconv"
 
@@ -50,7 +51,7 @@ func (s *Server) revokeCert(w http.ResponseWriter, r *request) error {
 	// The CA first, the record second: a crash between them is mended by the
 	// client's next try, since revoking twice is no error for a backend.
 	if err := s.Revoker.Revoke(r.Context(), o.Certificate.Backend, cert, reason); err != nil {
-		if _, ok := err.(*acme.Problem); ok {
+		if _, ok := errors.AsType[*acme.Problem](err); ok {
 			return err
 		}
 		return acme.Problemf(acme.ServerInternal, "the certificate authority did not confirm the revocation, please try again").

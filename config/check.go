@@ -20,6 +20,7 @@ import (
 // check fills in the defaults that depend on other keys and finds what is wrong
 // with values that decoded well.
 func (d *decoder) check(c *Config) {
+	d.checkPublishers(c)
 	d.checkBackends(c)
 	d.checkValidation(c)
 	d.checkProfiles(c)
@@ -149,6 +150,10 @@ func (d *decoder) checkTLSAuto(c *Config, host string) {
 			return
 		}
 		t.Profile = keysOf(c.Profiles)[0]
+		if b := c.Backends[c.Profiles[t.Profile].Backend]; b != nil && b.Type == BackendCertManager {
+			d.errorf(key, "is required: the only profile, %s, buys from Certificate Manager; name it if the server's own certificate shall be bought, or use server.tls.mode: files", t.Profile)
+			return
+		}
 	}
 	p := c.Profiles[t.Profile]
 	if p == nil {
@@ -291,55 +296,69 @@ func (d *decoder) checkBackends(c *Config) {
 				d.errorf(key+".ca_tag", "is also that of backend %s, so neither has it to itself: set exclusive: false for both, or use one", other)
 			}
 			tags[tag] = name
+		case BackendCertManager:
+			d.checkCertManager(c, b, key)
 		case "":
-			d.errorf(key+".type", "is required: local or privateca")
+			d.errorf(key+".type", "is required: local, privateca or certmanager")
 			continue
-		case "certmanager", "acme":
-			d.errorf(key+".type", "%s: not supported yet: use local or privateca", b.Type)
+		case "acme":
+			d.errorf(key+".type", "%s: not supported yet: use local, privateca or certmanager", b.Type)
 			continue
 		default:
-			d.oneOf(key+".type", b.Type, BackendLocal, BackendPrivateCA)
+			d.oneOf(key+".type", b.Type, BackendLocal, BackendPrivateCA, BackendCertManager)
 			continue
 		}
-		d.foreignKeys(b, key)
+		d.foreignKeys(b, b.Type, "backends", key)
 	}
 }
 
-// foreignKeys refuses keys that belong to another type of backend.
-func (d *decoder) foreignKeys(b *Backend, key string) {
-	t := reflect.TypeFor[Backend]()
+// foreignKeys refuses keys that belong to another type of v, a pointer to a
+// struct.
+func (d *decoder) foreignKeys(v any, typ, what, key string) {
+	t := reflect.TypeOf(v).Elem()
 	for i := range t.NumField() {
 		f := t.Field(i)
 		at := join(key, f.Tag.Get("yaml"))
-		if kind := f.Tag.Get("for"); kind != "" && kind != b.Type && d.has(at) {
-			d.errorf(at, "is only for backends of type %s: remove it", kind)
+		if kinds := strings.Fields(f.Tag.Get("for")); len(kinds) > 0 && !slices.Contains(kinds, typ) && d.has(at) {
+			d.errorf(at, "is only for %s of type %s: remove it", what, strings.Join(kinds, " and "))
 		}
 	}
+}
+
+// ncloud checks how to reach a service of NAVER Cloud.
+func (d *decoder) ncloud(key string, baseURL *string, standard string, access, secret Secret) {
+	if *baseURL == "" {
+		*baseURL = standard
+	}
+	if u, host := d.origin(key+".base_url", *baseURL); u != nil {
+		if u.Scheme != "https" && (u.Scheme != "http" || !isLoopback(host)) {
+			d.errorf(key+".base_url", "must begin with https://; http:// is only for loopback addresses")
+		}
+		*baseURL = u.Scheme + "://" + u.Host
+	}
+	if !access.IsSet() {
+		d.errorf(key+".access_key", "is required: the Access Key ID, as env:NAME or file:PATH")
+	}
+	if !secret.IsSet() {
+		d.errorf(key+".secret_key", "is required: the Secret Key, as env:NAME or file:PATH")
+	}
+}
+
+// callLimits checks the bounds on a backend's calls.
+func (d *decoder) callLimits(b *Backend, key string) {
+	d.between(key+".timeout", b.Timeout, seconds(1), seconds(120))
+	d.intBetween(key+".max_in_flight", b.MaxInFlight, 1, 256)
 }
 
 var caTagForm = regexp.MustCompile(`^[A-Za-z0-9-]{1,64}$`)
 
 func (d *decoder) checkPrivateCA(b *Backend, key string) {
-	if u, host := d.origin(key+".base_url", b.BaseURL); u != nil {
-		addr, err := netip.ParseAddr(host)
-		local := host == "localhost" || err == nil && addr.IsLoopback()
-		if u.Scheme != "https" && (u.Scheme != "http" || !local) {
-			d.errorf(key+".base_url", "must begin with https://; http:// is only for loopback addresses")
-		}
-		b.BaseURL = u.Scheme + "://" + u.Host
-	}
-	if !b.AccessKey.IsSet() {
-		d.errorf(key+".access_key", "is required: the Access Key ID, as env:NAME or file:PATH")
-	}
-	if !b.SecretKey.IsSet() {
-		d.errorf(key+".secret_key", "is required: the Secret Key, as env:NAME or file:PATH")
-	}
+	d.ncloud(key, &b.BaseURL, defaultPrivateCAURL, b.AccessKey, b.SecretKey)
 	if !caTagForm.MatchString(b.CATag) {
 		d.errorf(key+".ca_tag", "is required: the CA's tag, such as 12345678-abcdefgh")
 	}
 	d.intBetween(key+".quota", b.Quota, 1, 1e9)
-	d.between(key+".timeout", b.Timeout, seconds(1), seconds(120))
-	d.intBetween(key+".max_in_flight", b.MaxInFlight, 1, 256)
+	d.callLimits(b, key)
 }
 
 func (d *decoder) checkValidation(c *Config) {

@@ -22,8 +22,8 @@ type Config struct {
 	Storage Storage `yaml:"storage" reload:"restart"`
 	// Backends are the certificate authorities, by name. At least one is needed.
 	Backends map[string]*Backend `yaml:"backends"`
-	// Publishers write a CA's validation records into DNS. Not supported yet.
-	Publishers NotYet `yaml:"publishers"`
+	// Publishers write a CA's validation records into DNS, by name. Default: none.
+	Publishers map[string]*Publisher `yaml:"publishers"`
 	// Validation names zones of the network from which challenges may be
 	// answered. The zone "default" is always there.
 	Validation map[string]*Validation `yaml:"validation"`
@@ -148,15 +148,17 @@ type EmbeddedStore struct {
 
 // The types of [Backend].
 const (
-	BackendLocal     = "local"
-	BackendPrivateCA = "privateca"
+	BackendLocal       = "local"
+	BackendPrivateCA   = "privateca"
+	BackendCertManager = "certmanager"
 )
 
-// A Backend is a certificate authority. The tag for:"..." names the type that a
+// A Backend is a certificate authority. The tag for:"..." names the types that a
 // key belongs to.
 type Backend struct {
-	// Type is "local" (a CA of our own, made on first start) or "privateca"
-	// (NAVER Cloud Private CA). Required.
+	// Type is "local" (a CA of our own, made on first start), "privateca" (NAVER
+	// Cloud Private CA) or "certmanager" (NAVER Cloud Certificate Manager, a
+	// public CA). Required.
 	Type string `yaml:"type"`
 
 	// Path is the directory of the local CA's keys and certificates; it is made
@@ -164,12 +166,15 @@ type Backend struct {
 	Path string `yaml:"path" for:"local"`
 
 	// BaseURL is scheme and host of the API: https, or http to a loopback
-	// address. Default https://pca.apigw.ntruss.com.
-	BaseURL string `yaml:"base_url" for:"privateca"`
-	// AccessKey is the Access Key ID of the account that calls. Required.
-	AccessKey Secret `yaml:"access_key" for:"privateca"`
+	// address. Default https://pca.apigw.ntruss.com for Private CA and
+	// https://certificatemanager.apigw.ntruss.com for Certificate Manager, whose
+	// government and financial zones cannot serve ACME.
+	BaseURL string `yaml:"base_url" for:"privateca certmanager"`
+	// AccessKey is the Access Key ID of the account that calls. Certificate
+	// Manager takes only the main account's. Required.
+	AccessKey Secret `yaml:"access_key" for:"privateca certmanager"`
 	// SecretKey belongs to AccessKey. Required.
-	SecretKey Secret `yaml:"secret_key" for:"privateca"`
+	SecretKey Secret `yaml:"secret_key" for:"privateca certmanager"`
 	// CATag is the tag of the CA that signs. Required.
 	CATag string `yaml:"ca_tag" for:"privateca"`
 	// Exclusive says that nothing else issues from this CA, so its signing
@@ -182,16 +187,37 @@ type Backend struct {
 	// refuse requests without them. Default false.
 	SendKeyType bool `yaml:"send_key_type" for:"privateca"`
 	// Timeout is the deadline of one call; 1s to 2m. Default 30s.
-	Timeout Duration `yaml:"timeout" for:"privateca"`
+	Timeout Duration `yaml:"timeout" for:"privateca certmanager"`
 	// MaxInFlight is the most calls at a time; 1 to 256. Default 16.
-	MaxInFlight int `yaml:"max_in_flight" for:"privateca"`
+	MaxInFlight int `yaml:"max_in_flight" for:"privateca certmanager"`
 
-	// Keys of the backend type certmanager. Not supported yet.
-	CertificateType  NotYet `yaml:"certificate_type"`
-	OrganizationNo   NotYet `yaml:"organization_no"`
-	ValidationMethod NotYet `yaml:"validation_method"`
-	Publisher        NotYet `yaml:"publisher"`
-	DCVTimeout       NotYet `yaml:"dcv_timeout"`
+	// CertificateType is NCP_PAID_DV_01 or NCP_PAID_OV_01, the Advanced types:
+	// only these take a client's CSR. Default NCP_PAID_DV_01.
+	CertificateType string `yaml:"certificate_type" for:"certmanager"`
+	// OrganizationNo is the number of a validated organization; required for
+	// NCP_PAID_OV_01.
+	OrganizationNo int64 `yaml:"organization_no" for:"certmanager"`
+	// ValidationMethod is how the CA has a domain proven: PD, a TXT record that
+	// is set once and kept, or D, one with a new value for each request.
+	// Default PD.
+	ValidationMethod string `yaml:"validation_method" for:"certmanager"`
+	// Publisher names who writes the CA's record where a domain is not validated
+	// yet. Default: none, the operator does (acme-bridge domain add).
+	Publisher string `yaml:"publisher" for:"certmanager"`
+	// DCVTimeout is how long the CA may take to see a record; 1m to 7d. Default
+	// 30m.
+	DCVTimeout Duration `yaml:"dcv_timeout" for:"certmanager"`
+	// Renewal says what is bought when an account orders the same names again:
+	// "reissue" within the order that was paid for, "new", or
+	// "reissue_then_new" where the reissue is refused. Default reissue_then_new.
+	Renewal string `yaml:"renewal" for:"certmanager"`
+	// KeyCompromise says what becomes of a revocation for this reason, which the
+	// service does not know: "refuse" (badRevocationReason), or revoke all the
+	// same as "unspecified" and log an error. Default refuse.
+	KeyCompromise string `yaml:"key_compromise" for:"certmanager"`
+	// RootsFile is a PEM file of the roots that issued certificates must lead
+	// to. Default: the system's.
+	RootsFile string `yaml:"roots_file" for:"certmanager"`
 }
 
 // A Validation is a zone of the network from which challenges may be answered.
@@ -223,18 +249,21 @@ type Profile struct {
 	Description string `yaml:"description"`
 	// Backend names the CA. Default: the only backend.
 	Backend string `yaml:"backend"`
-	// Lifetime of certificates; whole days, 1d to 3650d, for Private CA.
-	// Default 90d.
+	// Lifetime of certificates; whole days, 1d to 3650d, for Private CA. For
+	// Certificate Manager it is not asked for: the CA sets it, and here stands
+	// what it is known to issue, with which the certificate is compared.
+	// Default 90d, and 198d for Certificate Manager.
 	Lifetime Duration `yaml:"lifetime"`
 	// ClientValidity lets clients ask for notBefore and notAfter within
-	// Lifetime. Default true for local backends, and false for Private CA, which
-	// counts whole days and so cannot honour them.
+	// Lifetime. Default true for local backends, and always false for Private CA,
+	// which counts whole days, and Certificate Manager, which sets them itself.
 	ClientValidity bool `yaml:"client_validity"`
 	// Challenges that are offered: http-01, dns-01, tls-alpn-01. Default: all.
 	Challenges  []acme.ChallengeType `yaml:"challenges"`
 	Identifiers Identifiers          `yaml:"identifiers"`
 	// KeyTypes that a CSR's key may have: ecdsa-p256, ecdsa-p384, ecdsa-p521,
-	// rsa-2048, rsa-3072, rsa-4096, ed25519. Default: all but ecdsa-p521.
+	// rsa-2048, rsa-3072, rsa-4096, ed25519. Default: all but ecdsa-p521, and for
+	// Certificate Manager, which certifies neither, not ed25519 either.
 	KeyTypes []acme.KeyType `yaml:"key_types"`
 	// OrderLifetime is how long an order waits for its validations and for
 	// finalize; 5m to 30d. Default 24h.
@@ -344,11 +373,16 @@ func (r *Redis) setDefaults() {
 func (b *Backend) setDefaults() {
 	*b = Backend{
 		Path:        "./acme-bridge-data/ca",
-		BaseURL:     "https://pca.apigw.ntruss.com",
 		Exclusive:   true,
 		Quota:       30000,
 		Timeout:     seconds(30),
 		MaxInFlight: 16,
+
+		CertificateType:  AdvancedDV,
+		ValidationMethod: MethodKept,
+		DCVTimeout:       seconds(30 * 60),
+		Renewal:          "reissue_then_new",
+		KeyCompromise:    "refuse",
 	}
 }
 

@@ -239,8 +239,12 @@ func (d *decoder) scalar(n *yaml.Node, v reflect.Value, path string) {
 			return
 		}
 		v.SetBool(strings.EqualFold(n.Value, "true"))
-	case reflect.Int:
-		i, err := strconv.ParseInt(n.Value, 10, 32)
+	case reflect.Int, reflect.Int64:
+		bits := 32
+		if v.Kind() == reflect.Int64 {
+			bits = 64
+		}
+		i, err := strconv.ParseInt(n.Value, 10, bits)
 		if n.Kind != yaml.ScalarNode || n.ShortTag() != "!!int" || err != nil {
 			d.errorf(path, "must be a whole number")
 			return

@@ -40,6 +40,10 @@ func (d *decoder) profileBackend(c *Config, p *Profile, key string) {
 	case b == nil:
 		d.dangling(key+".backend", p.Backend, "backend", "backends", keysOf(c.Backends))
 	}
+	if b != nil && b.Type == BackendCertManager {
+		d.certManagerProfile(p, key)
+		return
+	}
 	if b == nil || b.Type != BackendPrivateCA {
 		d.between(key+".lifetime", p.Lifetime, seconds(300), 3650*day)
 		p.ClientValidity = p.ClientValidity || !d.has(key+".client_validity")

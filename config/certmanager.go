@@ -1,0 +1,216 @@
+package config
+
+import (
+	"crypto/x509"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/acme-bridge/acme-bridge/acme"
+)
+
+// The types of [Publisher].
+const (
+	PublisherGlobalDNS = "globaldns"
+	PublisherRFC2136   = "rfc2136"
+)
+
+// A Publisher writes the validation records that a CA asks for into DNS, and
+// removes those that serve once only. The tag for:"..." names the type that a
+// key belongs to.
+type Publisher struct {
+	// Type is "globaldns" (NAVER Cloud Global DNS) or "rfc2136" (any name server
+	// that takes dynamic updates). Required.
+	Type string `yaml:"type"`
+	// TTL of the records in seconds; 1 to 86400. Default 60.
+	TTL int `yaml:"ttl"`
+
+	// BaseURL is scheme and host of the API: https, or http to a loopback
+	// address. Default https://globaldns.apigw.ntruss.com.
+	BaseURL string `yaml:"base_url" for:"globaldns"`
+	// AccessKey is the Access Key ID of an account that may edit the zones.
+	// Required.
+	AccessKey Secret `yaml:"access_key" for:"globaldns"`
+	// SecretKey belongs to AccessKey. Required.
+	SecretKey Secret `yaml:"secret_key" for:"globaldns"`
+
+	// Server is host:port of the primary name server. Required.
+	Server string `yaml:"server" for:"rfc2136"`
+	// TSIGName is the name of the key that signs updates (RFC 8945). Default:
+	// none, updates are sent unsigned.
+	TSIGName string `yaml:"tsig_name" for:"rfc2136"`
+	// TSIGAlgorithm is hmac-sha256, hmac-sha384 or hmac-sha512. Default
+	// hmac-sha256.
+	TSIGAlgorithm string `yaml:"tsig_algorithm" for:"rfc2136"`
+	// TSIGSecret is the key in Base64. Required with TSIGName.
+	TSIGSecret Secret `yaml:"tsig_secret" for:"rfc2136"`
+}
+
+func (p *Publisher) setDefaults() {
+	*p = Publisher{TTL: 60, TSIGAlgorithm: "hmac-sha256"}
+}
+
+// What Certificate Manager knows.
+const (
+	AdvancedDV = "NCP_PAID_DV_01"
+	AdvancedOV = "NCP_PAID_OV_01"
+	// MethodOnce is a record with a random value for each request, MethodKept
+	// one that is set once and kept.
+	MethodOnce = "D"
+	MethodKept = "PD"
+)
+
+const (
+	defaultPrivateCAURL   = "https://pca.apigw.ntruss.com"
+	defaultCertManagerURL = "https://certificatemanager.apigw.ntruss.com"
+	defaultGlobalDNSURL   = "https://globaldns.apigw.ntruss.com"
+	// certManagerLifetime is what the service sells at present: public CAs may
+	// not go beyond 200 days since 2026-03-15.
+	certManagerLifetime = 198 * day
+)
+
+// certManagerKeyTypes are those that public CAs certify (CA/Browser Forum
+// Baseline Requirements, Section 6.1.1.3; P-521 is allowed and hardly offered).
+func certManagerKeyTypes() []acme.KeyType {
+	return []acme.KeyType{acme.ECDSAP256, acme.ECDSAP384, acme.RSA2048, acme.RSA3072, acme.RSA4096}
+}
+
+func (d *decoder) checkCertManager(c *Config, b *Backend, key string) {
+	d.ncloud(key, &b.BaseURL, defaultCertManagerURL, b.AccessKey, b.SecretKey)
+	for zone, what := range map[string]string{".gov-ntruss.": "government", ".fin-ntruss.": "financial"} {
+		if strings.Contains(b.BaseURL, zone) {
+			d.errorf(key+".base_url", "is that of the %s zone, which has only API 1.0 of Certificate Manager: it takes no CSR, so it cannot serve ACME; use Private CA there (type: privateca)", what)
+		}
+	}
+	d.certificateType(b, key)
+	if b.CertificateType == AdvancedOV && b.OrganizationNo <= 0 {
+		d.errorf(key+".organization_no", "is required for %s: the number of an organization that Certificate Manager has validated", AdvancedOV)
+	}
+	if b.CertificateType == AdvancedDV && d.has(key+".organization_no") && b.OrganizationNo != 0 {
+		d.errorf(key+".organization_no", "is only for %s: remove it", AdvancedOV)
+	}
+	if b.OrganizationNo < 0 {
+		d.errorf(key+".organization_no", "must not be negative")
+	}
+	switch b.ValidationMethod {
+	case MethodOnce, MethodKept:
+	case "E":
+		d.errorf(key+".validation_method", "E, validation by e-mail, has ended in 2026: use PD or D")
+	default:
+		d.oneOf(key+".validation_method", b.ValidationMethod, MethodKept, MethodOnce)
+	}
+	if b.Publisher != "" && c.Publishers[b.Publisher] == nil {
+		d.dangling(key+".publisher", b.Publisher, "publisher", "publishers", keysOf(c.Publishers))
+	}
+	d.between(key+".dcv_timeout", b.DCVTimeout, seconds(60), 7*day)
+	d.oneOf(key+".renewal", b.Renewal, "reissue_then_new", "reissue", "new")
+	d.oneOf(key+".key_compromise", b.KeyCompromise, "refuse", "unspecified")
+	d.callLimits(b, key)
+	if b.RootsFile == "" {
+		return
+	}
+	if data, err := d.src.file(b.RootsFile, maxFile); err != nil {
+		d.errorf(key+".roots_file", "cannot be read: %v", err)
+	} else if !x509.NewCertPool().AppendCertsFromPEM(data) {
+		d.errorf(key+".roots_file", "has no PEM certificate in it")
+	}
+}
+
+// certificateType accepts the types for which the client brings its own key:
+// ACME's finalize cannot be served by any other.
+func (d *decoder) certificateType(b *Backend, key string) {
+	key += ".certificate_type"
+	plain := strings.ToUpper(strings.NewReplacer("-", "", "_", "", " ", "").Replace(b.CertificateType))
+	switch {
+	case b.CertificateType == AdvancedDV || b.CertificateType == AdvancedOV:
+	case strings.Contains(plain, "BASIC") || strings.Contains(plain, "FREE"):
+		d.errorf(key, "%q: Cloud Basic takes no CSR (Certificate Manager makes the key itself), so it cannot serve ACME: use %s or %s", clip(b.CertificateType), AdvancedDV, AdvancedOV)
+	case strings.Contains(plain, "EDGE") || strings.Contains(plain, "GED"):
+		d.errorf(key, "%q: Global Edge takes no CSR (Certificate Manager makes the key itself), so it cannot serve ACME: use %s or %s", clip(b.CertificateType), AdvancedDV, AdvancedOV)
+	case strings.Contains(plain, "PRIVATE"):
+		d.errorf(key, "%q takes no CSR: use a backend of type privateca for private certificates", clip(b.CertificateType))
+	case strings.Contains(plain, "EXTERNAL"):
+		d.errorf(key, "%q: external certificates are only stored in Certificate Manager, not issued by it: use %s or %s", clip(b.CertificateType), AdvancedDV, AdvancedOV)
+	default:
+		d.errorf(key, "%q must be %s or %s, the types that take a client's CSR", clip(b.CertificateType), AdvancedDV, AdvancedOV)
+	}
+}
+
+// certManagerProfile checks what depends on a public CA being behind a profile.
+func (d *decoder) certManagerProfile(p *Profile, key string) {
+	if !d.has(key + ".lifetime") {
+		p.Lifetime = certManagerLifetime
+	}
+	if p.Lifetime%day != 0 || p.Lifetime < day || p.Lifetime > 398*day {
+		d.errorf(key+".lifetime", "%s must be whole days, 1d to 398d: what Certificate Manager issues, since it sets the lifetime itself", p.Lifetime)
+	}
+	if p.ClientValidity {
+		d.errorf(key+".client_validity", "cannot be true for Certificate Manager: it sets the validity itself")
+	}
+	if !d.has(key + ".key_types") {
+		p.KeyTypes = certManagerKeyTypes()
+	}
+	for i, t := range p.KeyTypes {
+		if slices.Contains(acme.KeyTypes, t) && !slices.Contains(certManagerKeyTypes(), t) {
+			d.errorf(fmt.Sprintf("%s.key_types[%d]", key, i), "%s is not certified by public CAs: RSA, ecdsa-p256 and ecdsa-p384 are", t)
+		}
+	}
+	for i, name := range p.Identifiers.Allow {
+		name = strings.ToLower(name)
+		if name == "localhost" || strings.HasSuffix(name, ".localhost") {
+			d.errorf(fmt.Sprintf("%s.identifiers.allow[%d]", key, i), "%q is this machine's own name (RFC 6761), which no public CA certifies", clip(name))
+		}
+	}
+}
+
+func (d *decoder) checkPublishers(c *Config) {
+	for _, name := range keysOf(c.Publishers) {
+		p, key := c.Publishers[name], join("publishers", printable(name))
+		switch p.Type {
+		case PublisherGlobalDNS:
+			d.ncloud(key, &p.BaseURL, defaultGlobalDNSURL, p.AccessKey, p.SecretKey)
+		case PublisherRFC2136:
+			if p.Server == "" {
+				d.errorf(key+".server", "is required: host:port of the zone's primary name server, such as 127.0.0.1:53")
+			} else {
+				d.address(key+".server", p.Server, false)
+			}
+			d.checkTSIG(p, key)
+		case "":
+			d.errorf(key+".type", "is required: globaldns or rfc2136")
+			continue
+		default:
+			d.oneOf(key+".type", p.Type, PublisherGlobalDNS, PublisherRFC2136)
+			continue
+		}
+		d.intBetween(key+".ttl", p.TTL, 1, 86400)
+		d.foreignKeys(p, p.Type, "publishers", key)
+	}
+}
+
+func (d *decoder) checkTSIG(p *Publisher, key string) {
+	switch {
+	case p.TSIGName == "" && p.TSIGSecret.IsSet():
+		d.errorf(key+".tsig_name", "is required with tsig_secret: the name that the server knows the key by")
+	case p.TSIGName != "" && !p.TSIGSecret.IsSet():
+		d.errorf(key+".tsig_secret", "is required with tsig_name: the key in Base64, as env:NAME or file:PATH")
+	case p.TSIGName == "" && !d.loopbackServer(p.Server):
+		d.errorf(key+".tsig_name", "is required unless the server is on loopback: unsigned updates let anyone on the way change the zone")
+	}
+	d.oneOf(key+".tsig_algorithm", p.TSIGAlgorithm, "hmac-sha256", "hmac-sha384", "hmac-sha512")
+}
+
+func (d *decoder) loopbackServer(server string) bool {
+	host, _, err := net.SplitHostPort(server)
+	if err != nil {
+		return true // told already
+	}
+	return isLoopback(host)
+}
+
+func isLoopback(host string) bool {
+	addr, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && addr.IsLoopback()
+}

@@ -188,9 +188,20 @@ func pemText(kind string, der []byte) string {
 	return strings.TrimSpace(string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})))
 }
 
-// newAuthority makes a CA below parent; without one, a root is signed by itself
-// and a subordinate stays PENDING. The caller holds mu or is New.
+// newAuthority makes a CA of Private CA. The caller holds mu or is New.
 func (s *Simulator) newAuthority(alias, kind, keyType string, subject name, parent *authority, days int) (*authority, error) {
+	ca, err := s.makeAuthority(alias, kind, keyType, subject, parent, days)
+	if err != nil {
+		return nil, err
+	}
+	s.cas[ca.tag] = ca
+	s.caOrder = append(s.caOrder, ca.tag)
+	return ca, nil
+}
+
+// makeAuthority makes a CA below parent; without one, a root is signed by itself
+// and a subordinate stays PENDING. The caller holds mu or is New.
+func (s *Simulator) makeAuthority(alias, kind, keyType string, subject name, parent *authority, days int) (*authority, error) {
 	key, err := generateKey(keyType)
 	if err != nil {
 		return nil, err
@@ -211,8 +222,6 @@ func (s *Simulator) newAuthority(alias, kind, keyType string, subject name, pare
 		}
 		ca.status = statusActive
 	}
-	s.cas[ca.tag] = ca
-	s.caOrder = append(s.caOrder, ca.tag)
 	return ca, nil
 }
 
@@ -267,6 +276,28 @@ type leafTemplate struct {
 
 // issue makes an end-entity certificate and counts it. The caller holds mu.
 func (ca *authority) issue(s *Simulator, l leafTemplate, f *Fault) (*issuedCert, error) {
+	cert, err := ca.makeLeaf(s, l, f)
+	if err != nil {
+		return nil, err
+	}
+	c := &issuedCert{cert: cert}
+	ca.issued = append(ca.issued, c)
+	ca.signingCount++
+	s.issued++
+	s.byKey[KeyID(cert.RawSubjectPublicKeyInfo)]++
+	if f != nil && (f.Kind == LateCount || f.Kind == LateList) {
+		h := hidden{serial: cert.SerialNumber, reads: f.Reads, until: s.now().Add(f.delay())}
+		if f.Kind == LateCount {
+			ca.hiddenCounts = append(ca.hiddenCounts, h)
+		} else {
+			ca.hiddenIDs = append(ca.hiddenIDs, h)
+		}
+	}
+	return c, nil
+}
+
+// makeLeaf makes an end-entity certificate, with what the fault does to it.
+func (ca *authority) makeLeaf(s *Simulator, l leafTemplate, f *Fault) (*x509.Certificate, error) {
 	serial, err := newSerial()
 	if err != nil {
 		return nil, err
@@ -318,24 +349,7 @@ func (ca *authority) issue(s *Simulator, l leafTemplate, f *Fault) (*issuedCert,
 	if err != nil {
 		return nil, err
 	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		return nil, err
-	}
-	c := &issuedCert{cert: cert}
-	ca.issued = append(ca.issued, c)
-	ca.signingCount++
-	s.issued++
-	s.byKey[KeyID(cert.RawSubjectPublicKeyInfo)]++
-	if f != nil && (f.Kind == LateCount || f.Kind == LateList) {
-		h := hidden{serial: serial, reads: f.Reads, until: now.Add(f.delay())}
-		if f.Kind == LateCount {
-			ca.hiddenCounts = append(ca.hiddenCounts, h)
-		} else {
-			ca.hiddenIDs = append(ca.hiddenIDs, h)
-		}
-	}
-	return c, nil
+	return x509.ParseCertificate(der)
 }
 
 // stillHidden counts one read against what is hidden and returns what stays so.
@@ -353,6 +367,9 @@ func stillHidden(list []hidden, now time.Time) []hidden {
 
 // ext is the address of what relying parties fetch.
 func (ca *authority) ext(what string) string {
+	if ca.kind == publicKind {
+		return "http://pki.public-ca.example/" + what
+	}
 	return "https://pca.apigw.ntruss.com/ext/" + ca.tag + "/" + what
 }
 

@@ -72,6 +72,9 @@ type Behaviour struct {
 	CountFalls bool  `json:"count_falls"`
 	// OnlyActiveRevokes refuses Revoke and Get CA CRL of a CA that is not ACTIVE.
 	OnlyActiveRevokes bool `json:"only_active_revokes"`
+
+	CM  CMBehaviour  `json:"certificate_manager"`
+	DNS DNSBehaviour `json:"global_dns"`
 }
 
 // DefaultBehaviour is the likeliest reading of what is known.
@@ -82,14 +85,18 @@ func DefaultBehaviour() Behaviour {
 		PageSize: 10, ListOrder: "serial", PagePastEnd: "empty", ListRevoked: true, ListExpired: true,
 		RevokeTwice: "ok", CRLShows: "at-once", CRLWithoutConfig: "ok",
 		ErrorStatus: "documented", ErrorCode: "named", ErrorLanguage: "en", Quota: 30000,
+		CM: defaultCMBehaviour(), DNS: DNSBehaviour{QuotedTXT: true, DeletedRows: "flagged", ErrorStatus: 400},
 	}
 }
 
 func (b Behaviour) validate() error {
-	for _, c := range []struct {
-		key, value string
-		allowed    []string
-	}{
+	if err := b.CM.validate(); err != nil {
+		return fmt.Errorf("certificate_manager: %w", err)
+	}
+	if err := b.DNS.validate(); err != nil {
+		return fmt.Errorf("global_dns: %w", err)
+	}
+	if err := oneOf([]choice{
 		{"period_missing", b.PeriodMissing, []string{"error", "default", "max"}},
 		{"key_fields", b.KeyFields, []string{"optional", "required", "refused", "ignored"}},
 		{"chain_order", b.ChainOrder, []string{"leaf-first", "root-first"}},
@@ -101,13 +108,32 @@ func (b Behaviour) validate() error {
 		{"error_status", b.ErrorStatus, []string{"documented", "by-code", "ok"}},
 		{"error_code", b.ErrorCode, []string{"named", "dash"}},
 		{"error_language", b.ErrorLanguage, []string{"en", "ko"}},
-	} {
-		if !slices.Contains(c.allowed, c.value) {
-			return fmt.Errorf("%s: %q is none of %v", c.key, c.value, c.allowed)
-		}
+	}); err != nil {
+		return err
 	}
 	if b.PageSize < 1 || b.DefaultPeriodDays < 1 || b.Quota < 0 {
 		return fmt.Errorf("page_size and default_period_days must be positive, quota not negative")
 	}
 	return nil
+}
+
+// A choice is a setting with few allowed values.
+type choice struct {
+	key, value string
+	allowed    []string
+}
+
+func oneOf(list []choice) error {
+	for _, c := range list {
+		if !slices.Contains(c.allowed, c.value) {
+			return fmt.Errorf("%s: %q is none of %v", c.key, c.value, c.allowed)
+		}
+	}
+	return nil
+}
+
+// clone shares nothing that a JSON decoder could write into.
+func (b Behaviour) clone() Behaviour {
+	b.RefuseKeys, b.CM.Organizations = slices.Clone(b.RefuseKeys), slices.Clone(b.CM.Organizations)
+	return b
 }

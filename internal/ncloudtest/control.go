@@ -30,6 +30,26 @@ import (
 //	POST   /control/issue                 {names}: a certificate issued by someone else
 //	GET    /control/root.pem              root certificate
 //
+// Certificate Manager:
+//
+//	GET    /control/cm/certificates       [CMCertificate]: all that were issued
+//	POST   /control/cm/certificates       CMSeed: one that someone else got; answers {certificate_no}
+//	GET    /control/cm/domains            [CMDomain]
+//	PATCH  /control/cm/domains            DomainChange
+//	POST   /control/cm/outcomes           {name, code, count}: see ForceOutcome
+//	DELETE /control/cm/outcomes           takes them back
+//	POST   /control/cm/tick               looks for records now; answers {changed}
+//	GET    /control/cm/root.pem           the public CA's root certificate
+//
+// DNS:
+//
+//	POST   /control/dns/records           {name, type, value}: served at once
+//	DELETE /control/dns/records           {name, type, value}: no more; type and value "": any; answers {removed}
+//	POST   /control/dns/zones             {name}: a zone for such records
+//	POST   /control/dns/domains           {name}: a domain in Global DNS; answers {id}
+//	GET    /control/dns/domains/{name}    [DNSRecord]
+//	POST   /control/dns/edits             ForeignEdit with apply: see EditElsewhere
+//
 // Errors are {"error": "..."} with 400 or 404.
 func (s *Simulator) Control() http.Handler {
 	mux := http.NewServeMux()
@@ -114,10 +134,14 @@ func (s *Simulator) Control() http.Handler {
 		}
 		return done, s.IssueElsewhere(in.Names...)
 	})
-	mux.HandleFunc("GET /control/root.pem", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/pem-certificate-chain")
-		_, _ = w.Write(s.RootPEM()) // the client may be gone
-	})
+	for path, file := range map[string]func() []byte{"/control/root.pem": s.RootPEM, "/control/cm/root.pem": s.CMRootPEM} {
+		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/pem-certificate-chain")
+			_, _ = w.Write(file()) // the client may be gone
+		})
+	}
+	s.controlCM(handle)
+	s.controlDNS(handle)
 	return mux
 }
 
@@ -147,7 +171,7 @@ func (s *Simulator) present() Behaviour {
 func (s *Simulator) patchBehaviour(body io.Reader) (Behaviour, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	b := s.behaviour
+	b := s.behaviour.clone()
 	if err := readStrict(body, &b); err != nil {
 		return Behaviour{}, err
 	}

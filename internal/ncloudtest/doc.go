@@ -7,8 +7,12 @@
 // ([Behaviour]); what goes wrong is a [Fault]; a call can be stopped on its way
 // by a [Hold]. All of it can be set from Go and over HTTP ([Simulator.Control]).
 //
-// Private CA is the only service so far. Another one brings its routes to the
-// table in gateway.go and its state to [Simulator].
+// The services are Private CA, Certificate Manager (API 1.0 and 2.0, with a
+// public CA behind it) and Global DNS, with a DNS server. Certificate Manager
+// finds a domain validated only when the record it asked for is really served:
+// it asks a DNS server, its own or another ([Options].Resolver), at an interval
+// or at [Simulator.Tick]. Another service brings its routes to the table in gateway.go and its
+// state to [Simulator].
 //
 // Start reading at [Simulator.ServeHTTP].
 package ncloudtest

@@ -26,17 +26,18 @@ const (
 	MalformedBody Kind = "malformed-body" // applied; Body or something that is no JSON answered
 	TruncatedBody Kind = "truncated-body" // applied; connection closed after half the body
 
-	// The following concern signEndCsr, which is applied.
+	// The following concern signEndCsr, advancedCertificateRequest and
+	// reissueCertificate, which are applied.
 	StaleCertificate Kind = "stale-certificate" // the certificate issued before is returned
 	WrongKey         Kind = "wrong-key"         // the certificate holds another key
 	DropNames        Kind = "drop-names"        // the last name is left out
 	AddName          Kind = "add-name"          // intruder.example is added
 	ShortLifetime    Kind = "short-lifetime"    // half the period
 	// LateCount hides the certificate from signingCount for the next Reads
-	// calls of getCa, and for DelayMS.
+	// calls of getCa, and for DelayMS; signEndCsr only.
 	LateCount Kind = "late-count"
-	// LateList hides the certificate from the list for the next Reads calls of
-	// getEndCertList, and for DelayMS.
+	// LateList hides the certificate from the lists for the next Reads calls of
+	// one, and for DelayMS.
 	LateList Kind = "late-list"
 )
 

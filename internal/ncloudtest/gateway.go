@@ -9,9 +9,12 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/gorilla/mux"
 )
 
 // A call is one request on its way through the simulator.
@@ -30,15 +33,42 @@ type refusal struct {
 	code, msg string
 }
 
+// A Service is one of the services behind the gateway. Each has a host of its
+// own; see [Simulator.Only].
+type Service string
+
+// The services.
+const (
+	PrivateCA          Service = "privateca"
+	CertificateManager Service = "certificatemanager"
+	GlobalDNS          Service = "globaldns"
+)
+
+// A reply is what a service says, as it goes over the wire.
+type reply struct {
+	status int
+	body   []byte
+	kind   string // Content-Type; "": none, nor a body
+	origin string // x-ncp-apigw-response-origin
+}
+
 // route is one operation; its handler runs with the simulator locked.
 type route struct {
 	method, path, operation string
-	handle                  func(*Simulator, *call) (any, *refusal)
+	service                 Service
+	handle                  func(*Simulator, *call) reply
 }
 
 func routes() []route {
+	return slices.Concat(privateCARoutes(), certManagerRoutes(), globalDNSRoutes())
+}
+
+func privateCARoutes() []route {
 	const ca, cert = "/api/v1/ca/{caTag}", "/api/v1/ca/{caTag}/cert"
-	return []route{
+	list := []struct {
+		method, path, operation string
+		handle                  func(*Simulator, *call) (any, *refusal)
+	}{
 		{"POST", cert + "/sign", "signEndCsr", (*Simulator).signEndCsr},
 		{"POST", cert, "issueEndCert", (*Simulator).issueEndCert},
 		{"GET", cert + "/{serialNo}", "getEndCert", (*Simulator).getEndCert},
@@ -64,6 +94,14 @@ func routes() []route {
 		{"DELETE", ca + "/users/{idNo}", "deleteCaUser", (*Simulator).deleteCaUser},
 		{"GET", ca + "/users", "getCaUserList", (*Simulator).getCaUserList},
 	}
+	var routes []route
+	for _, x := range list {
+		routes = append(routes, route{x.method, x.path, x.operation, PrivateCA, func(s *Simulator, c *call) reply {
+			data, no := x.handle(s, c)
+			return s.privateCAReply(data, no)
+		}})
+	}
+	return routes
 }
 
 func operations() []string {
@@ -74,29 +112,47 @@ func operations() []string {
 	return names
 }
 
-func (s *Simulator) newMux() *http.ServeMux {
-	mux := http.NewServeMux()
+// newMux routes one service's calls, or all services' for "". The standard
+// library's mux will not do: it finds two paths of Certificate Manager too alike.
+func (s *Simulator) newMux(only Service) *mux.Router {
+	router := mux.NewRouter()
 	for _, rt := range routes() {
-		mux.HandleFunc(rt.method+" "+rt.path, func(w http.ResponseWriter, r *http.Request) {
+		if only != "" && only != rt.service {
+			continue
+		}
+		router.HandleFunc(rt.path, func(w http.ResponseWriter, r *http.Request) {
+			for k, v := range mux.Vars(r) {
+				r.SetPathValue(k, v)
+			}
 			s.serveRoute(w, r, rt)
-		})
+		}).Methods(rt.method)
 	}
-	return mux
+	unknown := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		s.gatewayError(w, http.StatusNotFound, 300, "Not Found Exception", "URL not found.")
+	})
+	router.NotFoundHandler, router.MethodNotAllowedHandler = unknown, unknown
+	return router
 }
 
 const maxBody = 1 << 20
 
-// ServeHTTP is the gateway: it finds the operation, checks the signature, and
-// calls the service unless a fault or a hold is in the way.
-func (s *Simulator) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+// ServeHTTP is the gateway of all services at one host: it finds the operation,
+// checks the signature, and calls the service unless a fault or a hold is in
+// the way.
+func (s *Simulator) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.serve(s.mux, w, r) }
+
+// Only is the gateway as one service's host shows it; another service's URLs
+// are unknown there.
+func (s *Simulator) Only(service Service) http.Handler {
+	router := s.newMux(service)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.serve(router, w, r) })
+}
+
+func (s *Simulator) serve(router *mux.Router, w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("x-ncp-trace-id", strconv.FormatInt(s.traces.Add(1), 36))
 	// The gateway's clock, not this machine's: clients compare it with theirs.
 	w.Header().Set("Date", s.now().UTC().Format(http.TimeFormat))
-	if _, pattern := s.mux.Handler(r); pattern == "" {
-		s.gatewayError(w, http.StatusNotFound, 300, "Not Found Exception", "URL not found.")
-		return
-	}
-	s.mux.ServeHTTP(w, r)
+	router.ServeHTTP(w, r)
 }
 
 func (s *Simulator) serveRoute(w http.ResponseWriter, r *http.Request, rt route) {
@@ -122,7 +178,7 @@ func (s *Simulator) serveRoute(w http.ResponseWriter, r *http.Request, rt route)
 		s.gatewayError(w, http.StatusBadRequest, 100, "Bad Request Exception", "Content-Type is missing.")
 		return
 	}
-	s.violations.request(r, body)
+	s.violations[rt.service].request(r, body)
 
 	s.mu.Lock()
 	c := &call{operation: rt.operation, r: r, tag: r.PathValue("caTag"), body: body, fault: s.takeFault(rt.operation)}
@@ -134,24 +190,46 @@ func (s *Simulator) serveRoute(w http.ResponseWriter, r *http.Request, rt route)
 		drop(w)
 		return
 	}
-	status, answer := s.apply(c, rt)
+	if rt.service == CertificateManager {
+		s.checkOnCall(r.Context())
+	}
+	answer := s.apply(c, rt)
 	if !s.pass(rt.operation, After) {
 		drop(w)
 		return
 	}
-	s.answer(w, c, status, answer)
+	s.answer(w, c, answer)
 }
 
 // apply runs the operation and words its answer.
-func (s *Simulator) apply(c *call, rt route) (int, []byte) {
+func (s *Simulator) apply(c *call, rt route) reply {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.applyLocked(c, rt)
 }
 
-func (s *Simulator) applyLocked(c *call, rt route) (int, []byte) {
+func (s *Simulator) applyLocked(c *call, rt route) reply {
 	s.applied[rt.operation]++
-	data, no := rt.handle(s, c)
+	answer := rt.handle(s, c)
+	if rt.service != CertificateManager || s.behaviour.CM.documented() {
+		s.violations[rt.service].response(c.r, c.body, answer)
+	}
+	return answer
+}
+
+const jsonKind = "application/json"
+
+// jsonReply writes v; what cannot be written is a mistake of the simulator.
+func jsonReply(status int, v any) reply {
+	body, err := json.Marshal(v)
+	if err != nil {
+		return reply{status: http.StatusInternalServerError, kind: "text/plain", body: []byte(err.Error())}
+	}
+	return reply{status: status, kind: jsonKind, body: body}
+}
+
+// privateCAReply is the envelope of Private CA.
+func (s *Simulator) privateCAReply(data any, no *refusal) reply {
 	envelope := struct {
 		Code string `json:"code"`
 		Msg  string `json:"msg"`
@@ -168,12 +246,7 @@ func (s *Simulator) applyLocked(c *call, rt route) (int, []byte) {
 			envelope.Msg = "요청을 처리할 수 없습니다."
 		}
 	}
-	answer, err := json.Marshal(envelope)
-	if err != nil {
-		return http.StatusInternalServerError, []byte(`{"code":"INTERNAL_SERVER_ERROR","msg":"` + err.Error() + `"}`)
-	}
-	s.violations.response(c.r, c.body, status, answer)
-	return status, answer
+	return jsonReply(status, envelope)
 }
 
 func (s *Simulator) refusalStatus(code string) int {
@@ -242,12 +315,13 @@ func (s *Simulator) forced(w http.ResponseWriter, f *Fault) {
 }
 
 // answer sends what the service said, or less than that.
-func (s *Simulator) answer(w http.ResponseWriter, c *call, status int, body []byte) {
+func (s *Simulator) answer(w http.ResponseWriter, c *call, a reply) {
 	if c.fault == nil {
-		write(w, status, body)
+		send(w, a)
 		return
 	}
-	f := c.fault
+	f, half := c.fault, a
+	half.body = a.body[:len(a.body)/2]
 	switch f.Kind {
 	case DropAfter:
 		s.sleep(f.delay())
@@ -260,30 +334,39 @@ func (s *Simulator) answer(w http.ResponseWriter, c *call, status int, body []by
 		}
 		s.gatewayError(w, http.StatusGatewayTimeout, 510, "Endpoint Timeout", "")
 	case SlowBody:
-		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
-		write(w, status, body[:len(body)/2])
+		w.Header().Set("Content-Length", strconv.Itoa(len(a.body)))
+		send(w, half)
 		_ = http.NewResponseController(w).Flush()
 		s.sleep(f.delay())
-		_, _ = w.Write(body[len(body)/2:])
+		_, _ = w.Write(a.body[len(half.body):])
 	case MalformedBody:
 		if f.Body == "" {
 			f.Body = `{"code":"SUCCESS","msg":"Success","data":{"certificate":[17}}`
 		}
-		write(w, status, []byte(f.Body))
+		write(w, a.status, []byte(f.Body))
 	case TruncatedBody:
-		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
-		write(w, status, body[:len(body)/2])
+		w.Header().Set("Content-Length", strconv.Itoa(len(a.body)))
+		send(w, half)
 		_ = http.NewResponseController(w).Flush()
 		drop(w)
 	default:
-		write(w, status, body)
+		send(w, a)
 	}
 }
 
+func send(w http.ResponseWriter, a reply) {
+	if a.kind != "" {
+		w.Header().Set("Content-Type", a.kind)
+	}
+	if a.origin != "" {
+		w.Header().Set("x-ncp-apigw-response-origin", a.origin)
+	}
+	w.WriteHeader(a.status)
+	_, _ = w.Write(a.body) // the client may be gone
+}
+
 func write(w http.ResponseWriter, status int, body []byte) {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	_, _ = w.Write(body) // the client may be gone
+	send(w, reply{status: status, kind: jsonKind, body: body})
 }
 
 // gatewayError answers in the gateway's own words (NCP API guide, common errors).

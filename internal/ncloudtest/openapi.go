@@ -29,7 +29,8 @@ type violations struct {
 // maxViolations bounds what is remembered.
 const maxViolations = 100
 
-func newViolations(file string) (*violations, error) {
+// newViolations reads a file; below is where its paths begin at the simulator.
+func newViolations(file, below string) (*violations, error) {
 	if file == "" {
 		return &violations{}, nil
 	}
@@ -41,7 +42,7 @@ func newViolations(file string) (*violations, error) {
 	if err := doc.Validate(context.Background()); err != nil {
 		return nil, fmt.Errorf("OpenAPI file %s: %w", file, err)
 	}
-	doc.Servers = openapi3.Servers{{URL: "/api/v1"}} // the simulator has another host
+	doc.Servers = openapi3.Servers{{URL: below}} // the simulator has another host
 	router, err := gorillamux.NewRouter(doc)
 	if err != nil {
 		return nil, fmt.Errorf("OpenAPI file %s: %w", file, err)
@@ -78,15 +79,15 @@ func (v *violations) request(r *http.Request, body []byte) {
 	v.note("request", r, err)
 }
 
-func (v *violations) response(r *http.Request, body []byte, status int, answer []byte) {
+func (v *violations) response(r *http.Request, body []byte, a reply) {
 	if v.router == nil {
 		return
 	}
 	in, err := v.input(r, body)
 	if err == nil {
-		out := &openapi3filter.ResponseValidationInput{RequestValidationInput: in, Status: status,
-			Header: http.Header{"Content-Type": {"application/json"}}, Options: &openapi3filter.Options{IncludeResponseStatus: true}}
-		out.SetBodyBytes(answer)
+		out := &openapi3filter.ResponseValidationInput{RequestValidationInput: in, Status: a.status,
+			Header: http.Header{"Content-Type": {a.kind}}, Options: &openapi3filter.Options{IncludeResponseStatus: true}}
+		out.SetBodyBytes(a.body)
 		// The call may be put off beyond its request's context.
 		err = openapi3filter.ValidateResponse(context.WithoutCancel(r.Context()), out)
 	}
@@ -112,7 +113,14 @@ func (v *violations) list() []string {
 
 // OpenAPIFile finds the description of Private CA beside the repository, from
 // any directory inside it.
-func OpenAPIFile() (string, error) {
+func OpenAPIFile() (string, error) { return openAPIFile("private-ca.openapi.yaml") }
+
+// CertificateManagerOpenAPIFile finds that of Certificate Manager likewise.
+func CertificateManagerOpenAPIFile() (string, error) {
+	return openAPIFile("certificate-manager.openapi.yaml")
+}
+
+func openAPIFile(name string) (string, error) {
 	dir, err := os.Getwd()
 	if err != nil {
 		return "", err
@@ -125,9 +133,9 @@ func OpenAPIFile() (string, error) {
 			return "", errors.New("no go.mod in this directory or above it: not inside the repository")
 		}
 	}
-	file := filepath.Join(dir, "..", "shared", "ncloud", "private-ca.openapi.yaml")
+	file := filepath.Join(dir, "..", "shared", "ncloud", name)
 	if _, err := os.Stat(file); err != nil {
-		return "", fmt.Errorf("the OpenAPI description of Private CA is expected at ../shared/ncloud/private-ca.openapi.yaml, seen from the repository's root: %w", err)
+		return "", fmt.Errorf("the OpenAPI description is expected at ../shared/ncloud/%s, seen from the repository's root: %w", name, err)
 	}
 	return file, nil
 }

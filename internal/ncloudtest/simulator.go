@@ -1,16 +1,18 @@
 package ncloudtest
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"maps"
-	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/gorilla/mux"
 )
 
 // Keys of the documentation's examples, accepted unless Options say otherwise.
@@ -24,21 +26,36 @@ type Options struct {
 	AccessKey, SecretKey string
 	RootDays             int              // validity of the root; 3650
 	CADays               int              // validity of the subordinate; 1825
-	OpenAPI              string           // file to check calls and answers against; "": no check
+	OpenAPI              string           // file to check calls and answers of Private CA against; "": no check
+	OpenAPICM            string           // the same for Certificate Manager
 	Now                  func() time.Time // the gateway's clock; time.Now
+
+	// DNSListen is where the simulator's own DNS server listens, UDP and TCP, on
+	// loopback, such as 127.0.0.1:0; "": there is none.
+	DNSListen string
+	// Resolver is the DNS server (host:port) at which Certificate Manager looks
+	// for validation records; "": the simulator's own.
+	Resolver string
+	// CheckInterval is how often it looks; 0: only at [Simulator.Tick].
+	CheckInterval time.Duration
 }
 
-// A Simulator is an API gateway with Private CA behind it. It begins with an
-// active root CA and an active subordinate CA below it.
+// A Simulator is an API gateway with Private CA, Certificate Manager and Global
+// DNS behind it. It begins with an active root CA of Private CA and an active
+// subordinate CA below it, no certificate, no domain and no zone.
 type Simulator struct {
 	accessKey, secretKey string
 	now                  func() time.Time
-	mux                  *http.ServeMux
+	mux                  *mux.Router
 	traces               atomic.Int64
-	violations           *violations
+	violations           map[Service]*violations
 	closed               chan struct{}
 	closing              sync.Once
 	rootTag, caTag       string
+	checker              *checker
+	dns                  *dnsServer // nil: none
+	zones                *zones
+	background           sync.WaitGroup
 
 	mu        sync.Mutex // guards all below
 	behaviour Behaviour
@@ -55,6 +72,7 @@ type Simulator struct {
 	rejected  int64            // by signature
 	issued    int64
 	byKey     map[string]int64 // certificates by SHA-256 of their SPKI, hex
+	cm        *certManager
 }
 
 // New makes a simulator with its two CAs.
@@ -80,10 +98,15 @@ func New(o Options) (*Simulator, error) {
 	if o.CADays == 0 {
 		o.CADays = 1825
 	}
-	var err error
-	if s.violations, err = newViolations(o.OpenAPI); err != nil {
+	ca, err := newViolations(o.OpenAPI, "/api/v1")
+	if err != nil {
 		return nil, err
 	}
+	cm, err := newViolations(o.OpenAPICM, "/")
+	if err != nil {
+		return nil, err
+	}
+	s.violations = map[Service]*violations{PrivateCA: ca, CertificateManager: cm, GlobalDNS: {}}
 	root, err := s.newAuthority("simroot", "PRIVATE_ROOT", "EC256", name{CommonName: "Simulated Root CA"}, nil, o.RootDays)
 	if err != nil {
 		return nil, fmt.Errorf("make root CA: %w", err)
@@ -93,12 +116,44 @@ func New(o Options) (*Simulator, error) {
 		return nil, fmt.Errorf("make subordinate CA: %w", err)
 	}
 	s.rootTag, s.caTag = root.tag, sub.tag
-	s.mux = s.newMux()
+	if s.cm, err = s.newCertManager(); err != nil {
+		return nil, fmt.Errorf("make public CA: %w", err)
+	}
+	s.mux = s.newMux("")
+	if err := checkAddress(o.Resolver); err != nil {
+		return nil, fmt.Errorf("resolver: %w", err)
+	}
+	s.zones = newZones(s.now)
+	if o.DNSListen != "" {
+		if s.dns, err = listenDNS(o.DNSListen, s.zones); err != nil {
+			return nil, fmt.Errorf("DNS server: %w", err)
+		}
+		o.Resolver = cmp.Or(o.Resolver, s.dns.address)
+	}
+	s.checker = &checker{resolver: o.Resolver}
+	if o.CheckInterval > 0 {
+		s.background.Go(func() { s.checkEvery(o.CheckInterval) })
+	}
 	return s, nil
 }
 
-// Close releases every call that is held or delayed.
-func (s *Simulator) Close() { s.closing.Do(func() { close(s.closed) }) }
+// Close releases every call that is held or delayed, and ends the DNS server.
+func (s *Simulator) Close() {
+	s.closing.Do(func() { close(s.closed) })
+	s.background.Wait()
+	if s.dns != nil {
+		s.dns.close()
+	}
+}
+
+// DNSAddress is where the simulator's DNS server listens (host:port), UDP and
+// TCP; "" if there is none.
+func (s *Simulator) DNSAddress() string {
+	if s.dns == nil {
+		return ""
+	}
+	return s.dns.address
+}
 
 // CATag is the subordinate CA's tag, RootTag its issuer's.
 func (s *Simulator) CATag() string { return s.caTag }
@@ -117,7 +172,7 @@ func (s *Simulator) RootPEM() []byte {
 func (s *Simulator) Change(change func(*Behaviour)) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	b := s.behaviour
+	b := s.behaviour.clone()
 	change(&b)
 	if err := b.validate(); err != nil {
 		return err
@@ -160,14 +215,16 @@ func (s *Simulator) ChangeCA(change CAChange) error {
 
 // Counters tell what has happened since the start.
 type Counters struct {
-	Calls             map[string]int64 `json:"calls"`    // arrived, by operation
-	Applied           map[string]int64 `json:"applied"`  // reached the service, by operation
-	Rejected          int64            `json:"rejected"` // for a bad signature
-	Issued            int64            `json:"issued"`
+	Calls             map[string]int64 `json:"calls"`              // arrived, by operation
+	Applied           map[string]int64 `json:"applied"`            // reached the service, by operation
+	Rejected          int64            `json:"rejected"`           // for a bad signature
+	Issued            int64            `json:"issued"`             // by Private CA
 	IssuedByKey       map[string]int64 `json:"issued_by_key"`      // SHA-256 of the SPKI, hex
 	MostForOneKey     int64            `json:"most_for_one_key"`   // above 1: a key was certified twice
 	OpenAPIViolations []string         `json:"openapi_violations"` // if a file was given
 	Late              int              `json:"late"`               // put off by apply-late and not applied yet
+	CM                CMCounters       `json:"certificate_manager"`
+	DNS               DNSCounters      `json:"global_dns"`
 }
 
 // Counters are a copy of the present counts.
@@ -175,7 +232,10 @@ func (s *Simulator) Counters() Counters {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c := Counters{Calls: maps.Clone(s.calls), Applied: maps.Clone(s.applied), Rejected: s.rejected, Issued: s.issued,
-		IssuedByKey: maps.Clone(s.byKey), OpenAPIViolations: s.violations.list(), Late: len(s.late)}
+		IssuedByKey: maps.Clone(s.byKey), OpenAPIViolations: []string{}, Late: len(s.late), CM: s.cm.counters(), DNS: s.zones.counters()}
+	for _, v := range []Service{PrivateCA, CertificateManager} {
+		c.OpenAPIViolations = append(c.OpenAPIViolations, s.violations[v].list()...)
+	}
 	for _, n := range s.byKey {
 		c.MostForOneKey = max(c.MostForOneKey, n)
 	}
@@ -188,7 +248,7 @@ func KeyID(spki []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// A Certificate is one that a simulated CA has issued.
+// A Certificate is one that a simulated CA of Private CA has issued.
 type Certificate struct {
 	CATag    string    `json:"ca_tag"`
 	Serial   string    `json:"serial"`

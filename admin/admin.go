@@ -1,8 +1,9 @@
-// Package admin serves the listener for operators: /healthz, /readyz, /metrics
-// and POST /api/reload.
+// Package admin serves the listener for operators: /healthz, /readyz, /metrics,
+// POST /api/reload, and under /api/v1 what the commands of acme-bridge ask for:
+// orders with their story, and domains that a CA validates ahead of orders.
 //
-// It knows nothing of the rest of the server: what readiness depends on, the
-// metrics and the reload are given to [New].
+// It reaches for nothing itself: what readiness depends on, the metrics, the
+// reload, orders and domains are given to [New].
 package admin
 
 import (
@@ -20,6 +21,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/acme-bridge/acme-bridge/acme"
 )
 
 // ReloadTimeout bounds one reload.
@@ -46,8 +49,12 @@ type Options struct {
 	// configuration stays in force. An error with Unwrap() []error is told part
 	// by part. Calls may overlap.
 	Reload func(context.Context) (restart []string, err error)
-	Now    func() time.Time
-	Log    *slog.Logger
+	// Orders reads an order; nil: there are none to be seen.
+	Orders func(ctx context.Context, id string) (*acme.Order, error)
+	// Domains are those of the backends that validate domains ahead of orders.
+	Domains map[string]Domains
+	Now     func() time.Time
+	Log     *slog.Logger
 }
 
 type handler struct {
@@ -77,6 +84,8 @@ func New(o Options) http.Handler {
 	mux.HandleFunc("GET /readyz", h.ready)
 	mux.Handle("GET /metrics", h.openOnLoopback(metrics))
 	mux.Handle("POST /api/reload", h.withToken(http.HandlerFunc(h.reload)))
+	mux.Handle("GET /api/v1/orders/{id}", h.withToken(http.HandlerFunc(h.order)))
+	h.handleDomains(mux)
 	return secured(mux)
 }
 

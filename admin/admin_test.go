@@ -43,7 +43,11 @@ func options() Options {
 }
 
 func get(h http.Handler, method, url, auth string) *httptest.ResponseRecorder {
-	r := httptest.NewRequest(method, url, nil)
+	return send(h, method, url, auth, "")
+}
+
+func send(h http.Handler, method, url, auth, body string) *httptest.ResponseRecorder {
+	r := httptest.NewRequest(method, url, strings.NewReader(body))
 	if auth != "" {
 		r.Header.Set("Authorization", auth)
 	}

@@ -26,6 +26,13 @@ type Publisher struct {
 	Type string `yaml:"type"`
 	// TTL of the records in seconds; 1 to 86400. Default 60.
 	TTL int `yaml:"ttl"`
+	// Resolvers are host:port of recursive servers that are asked for a zone's
+	// name servers, each of which must serve a record before the CA is let look.
+	// Default: the system's.
+	Resolvers []string `yaml:"resolvers"`
+	// NameServers are host:port of the servers to ask in place of those that a
+	// zone names, where these cannot be reached from here. Default: none.
+	NameServers []string `yaml:"name_servers"`
 
 	// BaseURL is scheme and host of the API: https, or http to a loopback
 	// address. Default https://globaldns.apigw.ntruss.com.
@@ -186,6 +193,12 @@ func (d *decoder) checkPublishers(c *Config) {
 			continue
 		}
 		d.intBetween(key+".ttl", p.TTL, 1, 86400)
+		for i, r := range p.Resolvers {
+			d.address(fmt.Sprintf("%s.resolvers[%d]", key, i), r, false)
+		}
+		for i, s := range p.NameServers {
+			d.address(fmt.Sprintf("%s.name_servers[%d]", key, i), s, false)
+		}
 		d.foreignKeys(p, p.Type, "publishers", key)
 	}
 }

@@ -95,6 +95,8 @@ func TestWhatCertificateManagerCannotDoIsRefusedWithTheReason(t *testing.T) {
 		{"a name without key", "publishers: {dns: {type: rfc2136, server: '10.0.0.1:53', tsig_name: k}}\n", "publishers.dns.tsig_secret: is required"},
 		{"a key without name", "publishers: {dns: {type: rfc2136, server: '10.0.0.1:53', tsig_secret: YWJj}}\n", "publishers.dns.tsig_name: is required with tsig_secret"},
 		{"a weak algorithm", "publishers: {dns: {type: rfc2136, server: '127.0.0.1:53', tsig_algorithm: hmac-md5}}\n", "publishers.dns.tsig_algorithm:"},
+		{"a resolver without port", "publishers: {dns: {type: rfc2136, server: '127.0.0.1:53', resolvers: [ns1]}}\n", "publishers.dns.resolvers[0]:"},
+		{"a name server without port", "publishers: {dns: {type: rfc2136, server: '127.0.0.1:53', name_servers: [ns1]}}\n", "publishers.dns.name_servers[0]:"},
 		{"a record that lasts for ever", "publishers: {dns: {type: rfc2136, server: '127.0.0.1:53', ttl: 100000}}\n", "publishers.dns.ttl: 100000 must be 1 to 86400"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -215,8 +215,12 @@ type Backend struct {
 	// service does not know: "refuse" (badRevocationReason), or revoke all the
 	// same as "unspecified" and log an error. Default refuse.
 	KeyCompromise string `yaml:"key_compromise" for:"certmanager"`
-	// RootsFile is a PEM file of the roots that issued certificates must lead
-	// to. Default: the system's.
+	// ReissueSameName asks for reissues under the name of the certificate that is
+	// replaced, in place of one made from the order; which of them the service
+	// wants is not documented. Default false.
+	ReissueSameName bool `yaml:"reissue_same_name" for:"certmanager"`
+	// RootsFile is a PEM file of roots that issued certificates may lead to
+	// besides the system's. Default: none.
 	RootsFile string `yaml:"roots_file" for:"certmanager"`
 }
 

@@ -339,6 +339,39 @@ func TestLoadReadsAFile(t *testing.T) {
 	}
 }
 
+func TestCommandsNeedOnlyTheAdminPartOfAFile(t *testing.T) {
+	write := func(text string) string {
+		path := filepath.Join(t.TempDir(), "config.yaml")
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	t.Setenv("CONFIG_TEST_TOKEN", "0123456789abcdef")
+	a, err := LoadAdmin(write("admin: {listen: '127.0.0.1:9', token: 'env:CONFIG_TEST_TOKEN'}\nbackends: {dv: {type: certmanager, access_key: 'env:CONFIG_TEST_UNSET'}}\n"))
+	if err != nil || a.Listen != "127.0.0.1:9" || a.Token.Reveal() != "0123456789abcdef" {
+		t.Errorf("got %+v and %v", a, err)
+	}
+	for text, want := range map[string]string{
+		"admin: {token: 'env:CONFIG_TEST_UNSET'}\n": "admin.token: the environment variable",
+		"admin: 5\n": "admin: must be keys",
+		"admin: {":   "this is not YAML",
+	} {
+		if _, err := LoadAdmin(write(text)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: got %v, want %s", text, err, want)
+		}
+	}
+	if _, err := LoadAdmin("/nonexistent"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("got %v, want not exist", err)
+	}
+	if s, err := LookupSecret("env:CONFIG_TEST_TOKEN"); err != nil || s.Reveal() != "0123456789abcdef" {
+		t.Errorf("a secret: got %q and %v", s.Reveal(), err)
+	}
+	if s, err := LookupSecret(""); err != nil || s.IsSet() {
+		t.Errorf("no secret: got %q and %v", s.Reveal(), err)
+	}
+}
+
 func example(t *testing.T) []byte {
 	t.Helper()
 	for _, name := range []string{"ACME_BRIDGE_ADMIN_TOKEN", "REDIS_PASSWORD", "NCP_ACCESS_KEY", "NCP_SECRET_KEY", "TSIG_SECRET"} {

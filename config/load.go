@@ -67,12 +67,7 @@ func Load(path string) (*Config, error) {
 // Parse reads YAML; name stands for the file in errors, which are of type
 // [Errors]. It looks up secrets and checks the TLS files that are named.
 func Parse(name string, data []byte) (*Config, error) {
-	d := &decoder{
-		file:  name,
-		lines: map[string]int{},
-		seen:  map[string]bool{},
-		src:   sources{env: os.LookupEnv, file: readFile},
-	}
+	d := newDecoder(name)
 	c := d.config(data)
 	if len(d.errs) > 0 {
 		slices.SortStableFunc(d.errs, func(a, b Error) int {
@@ -81,6 +76,15 @@ func Parse(name string, data []byte) (*Config, error) {
 		return nil, d.errs
 	}
 	return c, nil
+}
+
+func newDecoder(name string) *decoder {
+	return &decoder{
+		file:  name,
+		lines: map[string]int{},
+		seen:  map[string]bool{},
+		src:   sources{env: os.LookupEnv, file: readFile},
+	}
 }
 
 func (d *decoder) config(data []byte) *Config {
@@ -182,4 +186,37 @@ func Embedded(dataDir string) *Config {
 	directory.Profiles, directory.DefaultProfile = []string{"default"}, "default"
 	c.Directories = map[string]*Directory{"default": directory}
 	return c
+}
+
+// LoadAdmin reads only where the admin listener is and what its token is, for
+// commands that talk to a running server: what else is wrong in the file, such as
+// secrets that only the server can read, does not matter to them.
+func LoadAdmin(path string) (*Admin, error) {
+	data, err := readFile(path, maxFile)
+	if err != nil {
+		return nil, fmt.Errorf("config: %w", err)
+	}
+	d := newDecoder(path)
+	c := d.config(data)
+	var errs Errors
+	for _, e := range d.errs {
+		if e.Key == "" || e.Key == "admin" || strings.HasPrefix(e.Key, "admin.") {
+			errs = append(errs, e)
+		}
+	}
+	if len(errs) > 0 {
+		return nil, errs
+	}
+	return &c.Admin, nil
+}
+
+// LookupSecret returns the secret that a text stands for, as in a file: itself,
+// env:NAME or file:PATH.
+func LookupSecret(text string) (Secret, error) {
+	var s Secret
+	if text == "" {
+		return s, nil
+	}
+	err := s.parse(text, sources{env: os.LookupEnv, file: readFile})
+	return s, err
 }

@@ -58,7 +58,7 @@ func rootCommand() *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see acme-bridge help", err)}
 	})
-	root.AddCommand(serveCommand(), configCommand(), &cobra.Command{
+	root.AddCommand(serveCommand(), configCommand(), domainCommand(), orderCommand(), &cobra.Command{
 		Use:   "version",
 		Short: "Print the version",
 		Args:  usage(cobra.NoArgs),

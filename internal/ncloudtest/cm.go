@@ -39,6 +39,7 @@ const (
 const (
 	certOngoing   = "0"
 	certNormal    = "1"
+	certNoKey     = "2" // normal; the key is with the requester
 	certRevoked   = "-5"
 	certRevoking  = "-7"
 	certValidLate = "-4"

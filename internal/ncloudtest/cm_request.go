@@ -126,7 +126,7 @@ func (s *Simulator) reissueCertificate(c *call) (map[string]any, *cmError) {
 	switch {
 	case b.ReissueCode != "":
 		return nil, &cmError{code: b.ReissueCode, message: "The certificate cannot be reissued."}
-	case old.orderID == "" || old.cert == nil || old.status != certNormal && old.status != b.IssuedCode && old.status != "2":
+	case old.orderID == "" || old.cert == nil || old.status != certNormal && old.status != certNoKey:
 		return nil, &cmError{code: codeNotValid, message: "The certificate is not valid."}
 	case b.ReissueName == "same" && in.CertificateName != old.name:
 		return nil, &cmError{code: codeInUse, message: "The name and number do not match."}

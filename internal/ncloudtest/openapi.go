@@ -42,6 +42,15 @@ func newViolations(file, below string) (*violations, error) {
 	if err := doc.Validate(context.Background()); err != nil {
 		return nil, fmt.Errorf("OpenAPI file %s: %w", file, err)
 	}
+	// A service's error has no member that the gateway's forbids, so that it is
+	// never exactly one of the two: any will do.
+	for _, res := range doc.Components.Responses {
+		for _, media := range res.Value.Content {
+			if schema := media.Schema.Value; len(schema.OneOf) > 0 {
+				schema.AnyOf, schema.OneOf = schema.OneOf, nil
+			}
+		}
+	}
 	doc.Servers = openapi3.Servers{{URL: below}} // the simulator has another host
 	router, err := gorillamux.NewRouter(doc)
 	if err != nil {

@@ -42,6 +42,10 @@ type Publisher struct {
 	AccessKey Secret `yaml:"access_key" for:"globaldns"`
 	// SecretKey belongs to AccessKey. Required.
 	SecretKey Secret `yaml:"secret_key" for:"globaldns"`
+	// ForeignEdits says what to do about edits of other people that wait in a zone
+	// to be applied, since Global DNS applies all or none: "wait" until somebody
+	// has applied or discarded them, or "apply" them too. Default wait.
+	ForeignEdits string `yaml:"foreign_edits" for:"globaldns"`
 
 	// Server is host:port of the primary name server. Required.
 	Server string `yaml:"server" for:"rfc2136"`
@@ -56,7 +60,7 @@ type Publisher struct {
 }
 
 func (p *Publisher) setDefaults() {
-	*p = Publisher{TTL: 60, TSIGAlgorithm: "hmac-sha256"}
+	*p = Publisher{TTL: 60, ForeignEdits: "wait", TSIGAlgorithm: "hmac-sha256"}
 }
 
 // What Certificate Manager knows.
@@ -178,6 +182,7 @@ func (d *decoder) checkPublishers(c *Config) {
 		switch p.Type {
 		case PublisherGlobalDNS:
 			d.ncloud(key, &p.BaseURL, defaultGlobalDNSURL, p.AccessKey, p.SecretKey)
+			d.oneOf(key+".foreign_edits", p.ForeignEdits, "wait", "apply")
 		case PublisherRFC2136:
 			if p.Server == "" {
 				d.errorf(key+".server", "is required: host:port of the zone's primary name server, such as 127.0.0.1:53")

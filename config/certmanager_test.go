@@ -88,6 +88,7 @@ func TestWhatCertificateManagerCannotDoIsRefusedWithTheReason(t *testing.T) {
 		{"a publisher of no type", "publishers: {dns: {}}\n", "publishers.dns.type: is required: globaldns or rfc2136"},
 		{"a publisher of an unknown type", "publishers: {dns: {type: route53}}\n", `publishers.dns.type: "route53" must be one of globaldns, rfc2136`},
 		{"Global DNS without credentials", "publishers: {dns: {type: globaldns}}\n", "publishers.dns.access_key: is required"},
+		{"other people's edits", "publishers: {dns: {type: globaldns, foreign_edits: discard}}\n", "publishers.dns.foreign_edits:"},
 		{"a server of Global DNS", "publishers: {dns: {type: globaldns, server: 'a:53'}}\n", "publishers.dns.server: is only for publishers of type rfc2136"},
 		{"updates to nowhere", "publishers: {dns: {type: rfc2136}}\n", "publishers.dns.server: is required"},
 		{"updates to no port", "publishers: {dns: {type: rfc2136, server: ns1}}\n", "publishers.dns.server:"},

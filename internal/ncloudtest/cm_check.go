@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -128,10 +129,28 @@ func (k *checker) txt(ctx context.Context, fqdn string) ([]string, error) {
 	var values []string
 	for _, rr := range answer.Answer {
 		if t, ok := rr.(*dns.TXT); ok {
-			values = append(values, strings.Join(t.Txt, ""))
+			values = append(values, plain(strings.Join(t.Txt, "")))
 		}
 	}
 	return values, nil
+}
+
+// plain undoes how package dns writes octets that are special in a zone file:
+// as \DDD or with a backslash before them.
+func plain(text string) string {
+	var b strings.Builder
+	for i := 0; i < len(text); i++ {
+		if text[i] == '\\' && i+1 < len(text) {
+			i++
+			if n, err := strconv.ParseUint(text[i:min(i+3, len(text))], 10, 8); err == nil && i+2 < len(text) {
+				b.WriteByte(byte(n))
+				i += 2
+				continue
+			}
+		}
+		b.WriteByte(text[i])
+	}
+	return b.String()
 }
 
 // checkAddress accepts host:port, or "" for none.

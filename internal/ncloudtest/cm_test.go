@@ -300,7 +300,7 @@ func TestAValidatedDomainCoversWhatIsBelow(t *testing.T) {
 	b.request("perm", "PD", "example.com", "*.example.com", "deep.down.example.com")
 	b.request("one-time", "D", "example.com")
 	b.request("other", "PD", "example.com", "notexample.com")
-	if got := b.status("pd"); got != "0" {
+	if got := b.status("perm"); got != "0" {
 		t.Errorf("before the delay: got %s", got)
 	}
 	b.pass(5 * time.Second)

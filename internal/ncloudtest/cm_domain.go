@@ -253,6 +253,9 @@ func (s *Simulator) AddCertificate(seed CMSeed) (int64, error) {
 		if err := s.issuePublic(x, b); err != nil {
 			return 0, err
 		}
+		if x.status == certRevoked || x.status == certRevoking {
+			x.revoked, s.cm.issued[len(s.cm.issued)-1].Revoked = now, true
+		}
 	case certOngoing: // for ever: nobody publishes its record
 		x.dcv = []*dcv{{sn: s.cm.number(), txtID: s.cm.number(), domain: baseDomain(x.commonName), name: "_elsewhere", value: "elsewhere", fqdn: "_elsewhere.invalid.", status: dcvWaiting}}
 	}

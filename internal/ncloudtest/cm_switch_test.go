@@ -144,16 +144,22 @@ func TestListsFilterAndPage(t *testing.T) {
 	if _, err := b.AddCertificate(ncloudtest.CMSeed{Name: "open-one", Names: []string{"d.example"}, Status: "0"}); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := b.AddCertificate(ncloudtest.CMSeed{Name: "gone-one", Type: "NCP_FREE_DV_01", Names: []string{"e.example"}, Status: "-5"}); err != nil {
+		t.Fatal(err)
+	}
 	b.Tick(t.Context())
+	if got := b.CMCertificates(); len(got) != 14 || !got[13].Revoked {
+		t.Errorf("seeds: got %+v", got)
+	}
 	for _, tt := range []struct {
 		list, key, query string
 		want             int
 	}{
-		{"certificates", "sslCertificateList", "", 14},
-		{"certificates", "sslCertificateList", "?page=2", 4},
-		{"certificates", "sslCertificateList", "?page=3&pageSize=5", 4},
+		{"certificates", "sslCertificateList", "", 15},
+		{"certificates", "sslCertificateList", "?page=2", 5},
+		{"certificates", "sslCertificateList", "?page=3&pageSize=6", 3},
 		{"certificates", "sslCertificateList", "?page=9", 0},
-		{"getCertificates", "sslCertificateList", "", 1},
+		{"getCertificates", "sslCertificateList", "", 2},
 		{"getPaidCertificates", "orders", "", 13},
 		{"getPaidCertificates", "orders", "?certificateName=seed-1", 1},
 		{"getPaidCertificates", "orders", "?certificateName=open-one", 1},
@@ -178,8 +184,8 @@ func TestListsFilterAndPage(t *testing.T) {
 	if row["dnsName"] != "b.example" || row["statusName"] != "NORMAL_UNREGISTERED_PRIVATE_KEY" || row["notAfter"] == nil {
 		t.Errorf("row: got %v", row)
 	}
-	if got := rows(b.ok("GET", "/api/v1/certificates", nil), "sslCertificateList"); len(got) != 13 {
-		t.Errorf("1.0 list: got %d, want 13", len(got))
+	if got := rows(b.ok("GET", "/api/v1/certificates", nil), "sslCertificateList"); len(got) != 14 {
+		t.Errorf("1.0 list: got %d, want 14", len(got))
 	}
 	b.pass(199 * 24 * time.Hour)
 	if got := b.status("seed-0"); got != "-2" {

@@ -119,6 +119,9 @@ func (d *decoder) checkCertManager(c *Config, b *Backend, key string) {
 	d.oneOf(key+".renewal", b.Renewal, "reissue_then_new", "reissue", "new")
 	d.oneOf(key+".key_compromise", b.KeyCompromise, "refuse", "unspecified")
 	d.callLimits(b, key)
+	for i, r := range b.Resolvers {
+		d.address(fmt.Sprintf("%s.resolvers[%d]", key, i), r, false)
+	}
 	if b.RootsFile == "" {
 		return
 	}

@@ -73,6 +73,7 @@ func TestWhatCertificateManagerCannotDoIsRefusedWithTheReason(t *testing.T) {
 		{"an unknown answer to a compromise", publicDV + "key_compromise: ignore}}\n", "backends.dv.key_compromise:"},
 		{"roots that are missing", publicDV + "roots_file: /nonexistent}}\n", "backends.dv.roots_file: cannot be read"},
 		{"roots that are none", publicDV + "roots_file: " + empty + "}}\n", "backends.dv.roots_file: has no PEM certificate"},
+		{"a resolver of a backend without port", publicDV + "resolvers: [ns1]}}\n", "backends.dv.resolvers[0]:"},
 		{"no credentials", "backends: {dv: {type: certmanager}}\n", "backends.dv.secret_key: is required"},
 		{"a tag", publicDV + "ca_tag: x-y}}\n", "backends.dv.ca_tag: is only for backends of type privateca"},
 		{"a publisher of Private CA", "publishers: {dns: {type: rfc2136}}\nbackends: {ca: {type: privateca, publisher: dns}}\n", "backends.ca.publisher: is only for backends of type certmanager"},

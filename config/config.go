@@ -219,6 +219,9 @@ type Backend struct {
 	// replaced, in place of one made from the order; which of them the service
 	// wants is not documented. Default false.
 	ReissueSameName bool `yaml:"reissue_same_name" for:"certmanager"`
+	// Resolvers are host:port of the DNS servers that the records of validated
+	// domains are watched at. Default: the system's.
+	Resolvers []string `yaml:"resolvers" for:"certmanager"`
 	// RootsFile is a PEM file of roots that issued certificates may lead to
 	// besides the system's. Default: none.
 	RootsFile string `yaml:"roots_file" for:"certmanager"`

@@ -69,6 +69,12 @@ func (s *dnsServer) set(t *testing.T, records ...string) {
 	}
 }
 
+func (s *dnsServer) fail(rcode int, silent string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.rcode, s.silent = rcode, silent
+}
+
 func (s *dnsServer) questions() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -155,7 +161,7 @@ func TestMissing(t *testing.T) {
 			if tt.rcode != 0 {
 				one.set(t)
 			}
-			one.rcode, one.silent = tt.rcode, tt.silent
+			one.fail(tt.rcode, tt.silent)
 			c := newConfirmer(t, newDNSServer(t, delegation()...), map[string]*dnsServer{"192.0.2.1:53": one, "192.0.2.2:53": two}, func(cfg *ConfirmerConfig) {
 				cfg.Timeout = 200 * time.Millisecond
 			})
@@ -208,7 +214,7 @@ func TestAZoneWithoutNameServersIsAnError(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	broken := newDNSServer(t)
-	broken.rcode = dns.RcodeServerFailure
+	broken.fail(dns.RcodeServerFailure, "")
 	if _, err := newConfirmer(t, broken, nil, nil).Missing(t.Context(), "example.com", fqdn, value); err == nil || !strings.Contains(err.Error(), "SERVFAIL") {
 		t.Errorf("got %v", err)
 	}

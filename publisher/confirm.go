@@ -25,6 +25,7 @@ const (
 	// a record takes to appear, shorter than anybody's patience after moving a zone.
 	serversAge   = 5 * time.Minute
 	serversKnown = 1000
+	recordsTold  = 1000
 )
 
 // A ConfirmerConfig says whom a Confirmer asks. The zero value asks the
@@ -47,6 +48,7 @@ type Confirmer struct {
 	cfg   ConfirmerConfig
 	query *Querier
 	known *lru.Cache[string, nameServers] // by zone
+	told  *lru.Cache[[2]string, string]   // what the log says is missing, by record
 }
 
 type nameServers struct {
@@ -94,10 +96,11 @@ func NewConfirmer(cfg ConfirmerConfig) (*Confirmer, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	known, err := lru.New[string, nameServers](serversKnown)
-	if err := errors.Join(append(errs, err)...); err != nil {
+	told, err1 := lru.New[[2]string, string](recordsTold)
+	if err := errors.Join(append(errs, err, err1)...); err != nil {
 		return nil, err
 	}
-	return &Confirmer{cfg: cfg, known: known, query: &Querier{Timeout: cfg.Timeout, Dial: cfg.Dial}}, nil
+	return &Confirmer{cfg: cfg, known: known, told: told, query: &Querier{Timeout: cfg.Timeout, Dial: cfg.Dial}}, nil
 }
 
 // CheckAddress says what is wrong with a host:port.
@@ -106,6 +109,25 @@ func CheckAddress(s string) error {
 		return fmt.Errorf("%q is not host:port, such as 192.0.2.53:53", s)
 	}
 	return nil
+}
+
+// Served reports whether Missing finds nothing missing. It logs what is, when
+// that changes: it is asked again and again.
+func (c *Confirmer) Served(ctx context.Context, zone, fqdn, value string) (bool, error) {
+	missing, err := c.Missing(ctx, zone, fqdn, value)
+	if err != nil {
+		return false, err
+	}
+	id, now := [2]string{dns.CanonicalName(fqdn), value}, strings.Join(missing, "; ")
+	if before, known := c.told.Get(id); !known || before != now {
+		c.told.Add(id, now)
+		if len(missing) > 0 {
+			c.cfg.Log.InfoContext(ctx, "record is not served by all name servers", "zone", zone, "record", fqdn, "missing", missing)
+		} else {
+			c.cfg.Log.InfoContext(ctx, "record is served by all name servers", "zone", zone, "record", fqdn)
+		}
+	}
+	return len(missing) == 0, nil
 }
 
 // Missing lists the authoritative servers of the zone that do not serve a TXT

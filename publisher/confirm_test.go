@@ -1,8 +1,10 @@
 package publisher
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"slices"
 	"strings"
@@ -232,6 +234,27 @@ func TestFixedServersAreAskedInPlaceOfTheZones(t *testing.T) {
 	if _, err := NewConfirmer(ConfirmerConfig{Servers: []string{"ns1"}, Resolvers: []string{":53"}}); err == nil ||
 		!strings.Contains(err.Error(), "servers") || !strings.Contains(err.Error(), "resolvers") {
 		t.Errorf("got %v", err)
+	}
+}
+
+func TestServedLogsWhatIsMissingWhenThatChanges(t *testing.T) {
+	one, log := newDNSServer(t), new(bytes.Buffer)
+	c, err := NewConfirmer(ConfirmerConfig{Servers: []string{one.addr}, Log: slog.New(slog.NewTextHandler(log, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []bool{false, true} {
+		if want {
+			one.set(t, NewTXT(fqdn, value, time.Minute).String())
+		}
+		for range 3 {
+			if got, err := c.Served(t.Context(), "example.com", fqdn, value); err != nil || got != want {
+				t.Errorf("got %t, %v, want %t", got, err, want)
+			}
+		}
+	}
+	if got := strings.Count(log.String(), "\n"); got != 2 || !strings.Contains(log.String(), "has no TXT record there") {
+		t.Errorf("got %d lines, want 2: %s", got, log)
 	}
 }
 

@@ -22,10 +22,10 @@
 // neither a provider for Global DNS nor a released one for RFC 2136 with errors
 // that can be told apart. They are the right thing one level below: a third
 // publisher that finds the zone by [Confirmer.Zone], calls a libdns provider's
-// AppendRecords and DeleteRecords, and asks [Confirmer.Missing], gets any of its
+// AppendRecords and DeleteRecords, and asks [Confirmer.Served], gets any of its
 // many providers in a page of code.
 //
-// Start reading at [Confirmer.Missing].
+// Start reading at [Confirmer.Served].
 package publisher
 
 import "errors"

@@ -149,30 +149,28 @@ func (p *Publisher) Publish(ctx context.Context, fqdn, value string) (served boo
 	if err != nil {
 		return false, err
 	}
-	// Most calls are polls after the apply: they cost no call of the API.
-	missing, err := p.cfg.Confirmer.Missing(ctx, w.zone, fqdn, value)
-	if err == nil && len(missing) == 0 {
+	// Most calls are polls after the apply: they cost no call of the API. If the
+	// name servers cannot be asked now, the record can still be written.
+	served, errServed := p.cfg.Confirmer.Served(ctx, w.zone, fqdn, value)
+	if served {
 		return true, nil
 	}
 	change := key{hostOf(strings.TrimSuffix(fqdn, "."), w.zone), value}
-	done, errThere := w.there(ctx, change)
-	if errThere != nil {
-		return false, p.forget(w, errThere)
-	}
-	if done { // applied, and on its way to the name servers
-		if err == nil {
-			p.cfg.Log.InfoContext(ctx, "record is not served everywhere yet", "zone", w.zone, "record", fqdn, "missing", missing)
-		}
-		return false, err
-	}
-	if err := w.do(ctx, change, false); errors.Is(err, errBusy) {
-		p.cfg.Log.InfoContext(ctx, "another replica writes the zone, will try again", "zone", w.zone, "record", fqdn, "err", err)
-		return false, nil
-	} else if err != nil {
+	done, err := w.there(ctx, change)
+	if err != nil {
 		return false, p.forget(w, err)
 	}
-	missing, err = p.cfg.Confirmer.Missing(ctx, w.zone, fqdn, value)
-	return err == nil && len(missing) == 0, err
+	if done { // applied, and on its way to the name servers
+		return false, errServed
+	}
+	switch err := w.do(ctx, change, false); {
+	case errors.Is(err, errBusy):
+		p.cfg.Log.InfoContext(ctx, "another replica writes the zone, will try again", "zone", w.zone, "record", fqdn, "err", err)
+		return false, nil
+	case err != nil:
+		return false, p.forget(w, err)
+	}
+	return p.cfg.Confirmer.Served(ctx, w.zone, fqdn, value)
 }
 
 // Remove deletes the records of that name and value. It is for records that

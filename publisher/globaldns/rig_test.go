@@ -131,7 +131,7 @@ func (r *rig) replica(set func(*Config)) *Publisher {
 	}
 	r.t.Cleanup(client.Close)
 	address := r.sim.DNSAddress()
-	confirmer, err := publisher.NewConfirmer(publisher.ConfirmerConfig{Resolvers: []string{address}, Now: r.clock.Now,
+	confirmer, err := publisher.NewConfirmer(publisher.ConfirmerConfig{Resolvers: []string{address}, Now: r.clock.Now, Log: slog.New(slog.NewTextHandler(r.log, nil)),
 		Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, network, address)
 		}})

@@ -105,7 +105,7 @@ func New(cfg Config) (*Publisher, error) {
 // newTSIG never puts the secret into an error.
 func newTSIG(cfg Config) (*publisher.TSIG, error) {
 	if cfg.TSIGName == "" {
-		if cfg.TSIGSecret != "" || cfg.TSIGAlgorithm != "" {
+		if cfg.TSIGSecret != "" {
 			return nil, errors.New("tsig_name: missing")
 		}
 		return nil, nil
@@ -181,15 +181,7 @@ func (p *Publisher) Publish(ctx context.Context, fqdn, value string) (served boo
 		}
 		p.cfg.Log.InfoContext(ctx, "record added", "zone", zone, "record", fqdn)
 	}
-	missing, err := p.cfg.Confirmer.Missing(ctx, zone, fqdn, value)
-	if err != nil {
-		return false, err
-	}
-	if len(missing) > 0 {
-		p.cfg.Log.InfoContext(ctx, "record is not served everywhere yet", "zone", zone, "record", fqdn, "missing", missing)
-		return false, nil
-	}
-	return true, nil
+	return p.cfg.Confirmer.Served(ctx, zone, fqdn, value)
 }
 
 // Remove removes exactly that record; that it is not there is no error.

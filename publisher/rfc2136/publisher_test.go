@@ -244,7 +244,7 @@ func TestNotServedYetIsNoError(t *testing.T) {
 	secondary := newPrimary(t, []string{"example.com."}, zoneFile()...)
 	p := newRig(t, server.addr, func(cfg *Config) {
 		var err error
-		if cfg.Confirmer, err = publisher.NewConfirmer(publisher.ConfirmerConfig{Servers: []string{server.addr, secondary.addr}}); err != nil {
+		if cfg.Confirmer, err = publisher.NewConfirmer(publisher.ConfirmerConfig{Servers: []string{server.addr, secondary.addr}, Log: cfg.Log}); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -265,5 +265,8 @@ func TestNewSaysEverythingThatIsWrong(t *testing.T) {
 	}
 	if _, err := New(Config{Server: "[::1]:53", TSIGSecret: secret}); err == nil || !strings.Contains(err.Error(), "tsig_name") || strings.Contains(err.Error(), secret) {
 		t.Errorf("secret without a name: got %v", err)
+	}
+	if newRig(t, "[::1]:53", func(c *Config) { c.TSIGName, c.TSIGSecret, c.TSIGAlgorithm = "", "", DefaultTSIGAlgorithm }).query.TSIG != nil {
+		t.Error("updates are signed without a key")
 	}
 }

@@ -121,7 +121,8 @@ func (e *Explanation) processing(o *acme.Order, now time.Time) {
 		e.WaitsFor = "the next attempt to ask the backend, at " + stamp(o.Wake) + ": the last one certainly did nothing there"
 		e.todo("operator: if it stays so, find out why the backend cannot be reached (/readyz and the log)")
 	case o.Ticket != "":
-		e.step(time.Time{}, "", "the CA is at work on it as %s", o.Ticket)
+		// The ticket is the backend's own note, not for people.
+		e.step(time.Time{}, "", "the CA is at work on it")
 		e.WaitsFor = "the CA, which is asked again at " + stamp(o.Wake)
 		if len(o.History) > 0 {
 			last := o.History[len(o.History)-1]

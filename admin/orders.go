@@ -50,7 +50,7 @@ type Request struct {
 	Attempt  int       `json:"attempt"`
 	Since    time.Time `json:"since"`
 	Deadline time.Time `json:"deadline"`
-	// Ticket is what the CA knows the request by, once it has said so.
+	// Ticket is the backend's own note of the request, once the CA has taken it.
 	Ticket string `json:"ticket,omitempty"`
 	// Searches counts the looks for what became of a lost answer.
 	Searches int `json:"searches,omitempty"`

@@ -86,7 +86,7 @@ func TestAnOrdersStoryIsTold(t *testing.T) {
 			o.Ticket = "cert:77"
 			o.History = []acme.Event{{Time: noon.Add(6 * time.Second), Name: "shop.example.com", Text: "asks for TXT _dcv.shop.example.com"}}
 			return o
-		}(), noon.Add(time.Hour), []string{"shop.example.com: asks for TXT", "at work on it as cert:77"}, "the CA, which is asked again at 2026-11-01 12:01:00 UTC; the last news: shop.example.com asks for TXT", "operator: if a record is asked for"},
+		}(), noon.Add(time.Hour), []string{"shop.example.com: asks for TXT", "the CA is at work on it"}, "the CA, which is asked again at 2026-11-01 12:01:00 UTC; the last news: shop.example.com asks for TXT", "operator: if a record is asked for"},
 		{"the CA did not see the record", ended(asked(finalized()), acme.Combine("not validated", []*acme.Problem{acme.Problemf(acme.DNS, "expected TXT _dcv").For(name)})), noon,
 			[]string{"shop.example.com: dns: expected TXT _dcv"}, "", "operator: let the record named above be served"},
 		{"the CA refused the CSR", ended(asked(finalized()), acme.Problemf(acme.BadCSR, "lint")), noon, []string{"badCSR: lint"}, "", "client: make a new order with a CSR"},

@@ -32,10 +32,7 @@ import (
 	"github.com/acme-bridge/acme-bridge/acme/validation"
 	"github.com/acme-bridge/acme-bridge/acme/worker"
 	"github.com/acme-bridge/acme-bridge/admin"
-	"github.com/acme-bridge/acme-bridge/backend/local"
-	"github.com/acme-bridge/acme-bridge/backend/privateca"
 	"github.com/acme-bridge/acme-bridge/config"
-	"github.com/acme-bridge/acme-bridge/internal/ncloud"
 	"github.com/acme-bridge/acme-bridge/storage/bolt"
 	"github.com/acme-bridge/acme-bridge/storage/redis"
 )
@@ -52,6 +49,7 @@ type app struct {
 	started   *config.Config // the one that listeners and storage were made from
 	reloading sync.Mutex
 	parts     atomic.Pointer[parts]
+	reloaded  chan struct{} // has a value after each reload; for watch
 }
 
 type closableStore interface {
@@ -62,19 +60,10 @@ type closableStore interface {
 // parts are what a reload replaces.
 type parts struct {
 	cfg        *config.Config
+	publishers map[string]*dnsPublisher
 	backends   map[string]*backend
 	validators map[string]*zone
 	profiles   map[string]*acme.Profile
-}
-
-// A backend is an issuer and what is asked of it besides issuing.
-type backend struct {
-	acme.Issuer
-	cfg     *config.Backend
-	metrics *prometheus.Registry
-	usable  func(ctx context.Context) error
-	// check is for config check --online; lifetimes are those of its profiles.
-	check func(ctx context.Context, lifetimes []time.Duration) (facts []string, err error)
 }
 
 type zone struct {
@@ -88,7 +77,7 @@ func (a *app) cfg() *config.Config { return a.parts.Load().cfg }
 // newApp makes all parts. It touches the local CA's files and the embedded
 // store, and does not wait for anything on the network.
 func newApp(ctx context.Context, cfg *config.Config, log *slog.Logger) (*app, error) {
-	a := &app{log: log, started: cfg, registry: prometheus.NewRegistry()}
+	a := &app{log: log, started: cfg, registry: prometheus.NewRegistry(), reloaded: make(chan struct{}, 1)}
 	a.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	var err error
 	if a.store, err = openStore(cfg.Storage, log); err != nil {
@@ -104,7 +93,7 @@ func newApp(ctx context.Context, cfg *config.Config, log *slog.Logger) (*app, er
 		Store: a.store, Now: time.Now, Log: log, Metrics: a.registry, Boundary: failpoint(),
 	}, p.workerPolicy())
 	a.server, err = server.New(server.Options{
-		Store: a.store, Queue: a.worker, Revoker: a, ExternalURL: cfg.Server.ExternalURL,
+		Store: a.store, Queue: a.worker, Revoker: a, Preflight: a.preflight, ExternalURL: cfg.Server.ExternalURL,
 		TrustedProxies: config.Prefixes(cfg.Server.TrustedProxies),
 		Now:            time.Now, Rand: rand.Reader, Log: log, Metrics: a.registry,
 	}, p.serverPolicy())
@@ -187,14 +176,29 @@ func redisTLS(cfg config.RedisTLS) (*tls.Config, error) {
 // build makes the parts of a configuration, and keeps of the old ones what did
 // not change: a circuit breaker's state and counters survive a reload.
 func (a *app) build(ctx context.Context, cfg *config.Config, old *parts) (*parts, error) {
-	p := &parts{cfg: cfg, backends: make(map[string]*backend), validators: make(map[string]*zone), profiles: cfg.ACMEProfiles()}
+	p := &parts{
+		cfg: cfg, publishers: make(map[string]*dnsPublisher), backends: make(map[string]*backend),
+		validators: make(map[string]*zone), profiles: cfg.ACMEProfiles(),
+	}
 	var errs []error
+	for name, c := range cfg.Publishers {
+		if old != nil && old.publishers[name] != nil && reflect.DeepEqual(old.publishers[name].cfg, c) {
+			p.publishers[name] = old.publishers[name]
+			continue
+		}
+		made, err := a.newPublisher(name, c)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("publishers.%s: %w", name, err))
+			continue
+		}
+		p.publishers[name] = made
+	}
 	for name, b := range cfg.Backends {
-		if old != nil && old.backends[name] != nil && reflect.DeepEqual(old.backends[name].cfg, b) {
+		if old != nil && old.backends[name] != nil && reflect.DeepEqual(old.backends[name].cfg, b) && old.backends[name].publisher == p.publishers[b.Publisher] {
 			p.backends[name] = old.backends[name]
 			continue
 		}
-		made, err := a.newBackend(ctx, name, b)
+		made, err := a.newBackend(ctx, name, b, p.publishers)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("backends.%s: %w", name, err))
 			continue
@@ -214,81 +218,11 @@ func (a *app) build(ctx context.Context, cfg *config.Config, old *parts) (*parts
 		p.validators[name] = made
 	}
 	for _, profile := range p.profiles {
-		// Our own CA builds the subject itself; Private CA may copy the CSR's.
-		profile.SubjectIgnored = cfg.Backends[profile.Backend].Type == config.BackendLocal
+		// Our own CA builds the subject itself, and a public one puts nothing into
+		// it that it has not verified; Private CA may copy the CSR's.
+		profile.SubjectIgnored = cfg.Backends[profile.Backend].Type != config.BackendPrivateCA
 	}
 	return p, errors.Join(errs...)
-}
-
-// newBackend is the switch over the types of backends.
-func (a *app) newBackend(ctx context.Context, name string, cfg *config.Backend) (*backend, error) {
-	b := &backend{cfg: cfg, metrics: prometheus.NewRegistry()}
-	switch cfg.Type {
-	case config.BackendLocal:
-		ca, err := local.New(ctx, local.Config{Path: cfg.Path, Log: a.log.With("backend", name)})
-		if err != nil {
-			return nil, err
-		}
-		b.Issuer = ca
-		b.usable = func(context.Context) error {
-			if h := ca.Health(); time.Now().After(h.IntermediateExpires) {
-				return h.Err
-			}
-			return nil
-		}
-		b.check = func(context.Context, []time.Duration) ([]string, error) {
-			h := ca.Health()
-			return []string{"root certificate " + ca.RootFile(), "intermediate ends " + h.IntermediateExpires.Format(time.DateOnly)}, h.Err
-		}
-	case config.BackendPrivateCA:
-		client, err := ncloud.New(ncloud.Config{
-			Backend: name, BaseURL: cfg.BaseURL,
-			Credentials: ncloud.Credentials{AccessKey: cfg.AccessKey.Reveal(), SecretKey: cfg.SecretKey.Reveal()},
-			Timeout:     cfg.Timeout.Std(), MaxInFlight: cfg.MaxInFlight, Log: a.log, Metrics: b.metrics,
-		})
-		if err != nil {
-			return nil, err
-		}
-		ca, err := privateca.New(privateca.Config{
-			Backend: name, Client: client, CATag: cfg.CATag, Exclusive: cfg.Exclusive, Quota: int64(cfg.Quota),
-			SendKeyType: cfg.SendKeyType, Known: known(a.store), Log: a.log, Metrics: b.metrics,
-		})
-		if err != nil {
-			return nil, err
-		}
-		b.Issuer, b.usable = ca, ca.Ready
-		b.check = func(ctx context.Context, lifetimes []time.Duration) ([]string, error) {
-			return privateCAFacts(ca.Check(ctx, lifetimes...))
-		}
-	default:
-		return nil, fmt.Errorf("type %q is unknown", cfg.Type)
-	}
-	return b, nil
-}
-
-// known is nil where there is no store, as in config check.
-func known(s closableStore) acme.KnownCertificates {
-	if s == nil {
-		return nil
-	}
-	return s
-}
-
-// privateCAFacts puts a report into words.
-func privateCAFacts(r *privateca.Report) (facts []string, err error) {
-	if r.Status != "" {
-		facts = []string{
-			"CA " + r.CATag + " is " + r.Status, fmt.Sprintf("%d of %d certificates left", r.QuotaLeft, r.Quota),
-			"ends " + r.NotAfter.Format(time.DateOnly), fmt.Sprintf("chain of %d", len(r.Chain)),
-		}
-	}
-	for _, w := range r.Warnings {
-		facts = append(facts, "warning: "+w)
-	}
-	if len(r.Errors) > 0 {
-		return facts, errors.New(strings.Join(r.Errors, "; "))
-	}
-	return facts, nil
 }
 
 func (a *app) newZone(name string, v *config.Validation, cfg *config.Config) (*zone, error) {
@@ -339,6 +273,63 @@ func (a *app) Revoke(ctx context.Context, name string, leaf *x509.Certificate, r
 		return fmt.Errorf("backend %s, which issued the certificate, is not configured", name)
 	}
 	return b.Issuer.Revoke(ctx, leaf, reason)
+}
+
+// preflight asks the backend of that name whether an order for these
+// identifiers is bound to fail. A backend that cannot tell now is given the
+// benefit of the doubt: the order's own end will tell.
+func (a *app) preflight(ctx context.Context, name string, ids []acme.Identifier) error {
+	b := a.parts.Load().backends[name]
+	if b == nil || b.preflight == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, preflightTimeout)
+	defer cancel()
+	err := b.preflight(ctx, ids)
+	if _, refused := errors.AsType[*acme.Problem](err); err != nil && !refused {
+		a.log.WarnContext(ctx, "preflight could not tell, order admitted", "backend", name, "err", err)
+		return nil
+	}
+	return err
+}
+
+// preflightTimeout bounds what newOrder may wait for a backend's word.
+const preflightTimeout = 10 * time.Second
+
+// watch keeps the backends' own jobs running, those of the present parts, until
+// ctx ends; then it waits for them.
+func (a *app) watch(ctx context.Context) error {
+	running := make(map[*backend]context.CancelFunc)
+	var jobs sync.WaitGroup
+	defer jobs.Wait()
+	for {
+		present := make(map[*backend]bool)
+		for name, b := range a.parts.Load().backends {
+			present[b] = true
+			if b.run == nil || running[b] != nil {
+				continue
+			}
+			jobCtx, cancel := context.WithCancel(ctx)
+			defer cancel()
+			running[b] = cancel
+			jobs.Go(func() {
+				if err := b.run(jobCtx); err != nil && jobCtx.Err() == nil {
+					a.log.ErrorContext(ctx, "watch of domains has ended; a reload with a changed backend or a restart begins it again", "backend", name, "err", err)
+				}
+			})
+		}
+		for b, cancel := range running {
+			if !present[b] {
+				cancel()
+				delete(running, b)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.reloaded:
+		}
+	}
 }
 
 func (p *parts) workerPolicy() *worker.Policy {
@@ -415,6 +406,10 @@ func (a *app) load(ctx context.Context, file string) ([]string, error) {
 		return nil, err
 	}
 	a.parts.Store(p)
+	select {
+	case a.reloaded <- struct{}{}:
+	default: // watch has one to take already
+	}
 	a.worker.SetPolicy(p.workerPolicy())
 	a.server.SetPolicy(p.serverPolicy())
 	return config.RestartNeeded(a.started, cfg), nil
@@ -438,6 +433,7 @@ func (a *app) adminHandler(file string, addr net.Addr) http.Handler {
 				Gatherer: prometheus.GathererFunc(a.gather), Now: time.Now, Log: a.log,
 				Needed: a.needed(), Backends: p.readiness(),
 				Reload: func(ctx context.Context) ([]string, error) { return a.reload(ctx, file) },
+				Orders: a.store.Order, Domains: p.domains(),
 			})
 		}
 		return handler
@@ -463,6 +459,17 @@ func (p *parts) readiness() []admin.Part {
 	return backends
 }
 
+// domains are those of the backends that validate domains ahead of orders.
+func (p *parts) domains() map[string]admin.Domains {
+	domains := make(map[string]admin.Domains)
+	for name, b := range p.backends {
+		if b.domains != nil {
+			domains[name] = b.domains
+		}
+	}
+	return domains
+}
+
 // gather collects the process's metrics and those of the present parts.
 func (a *app) gather() ([]*dto.MetricFamily, error) {
 	all := prometheus.NewRegistry()
@@ -473,6 +480,9 @@ func (a *app) gather() ([]*dto.MetricFamily, error) {
 	gatherers := prometheus.Gatherers{a.registry, all}
 	for _, b := range p.backends { // these label themselves
 		gatherers = append(gatherers, b.metrics)
+	}
+	for _, d := range p.publishers {
+		gatherers = append(gatherers, d.metrics)
 	}
 	return gatherers.Gather()
 }

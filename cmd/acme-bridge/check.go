@@ -45,7 +45,7 @@ func configCommand() *cobra.Command {
 		},
 	}
 	check.Flags().StringVar(&file, "config", "", "configuration `FILE`")
-	check.Flags().BoolVar(&online, "online", false, "also try Redis, each backend and the resolvers; nothing is changed there")
+	check.Flags().BoolVar(&online, "online", false, "also try Redis, each backend, the publishers and the resolvers; nothing is changed there")
 	cmd := &cobra.Command{
 		Use:   "config",
 		Short: "Work with configuration files",
@@ -83,6 +83,17 @@ func checkOnline(ctx context.Context, cfg *config.Config, out io.Writer) error {
 	if cfg.Storage.Redis != nil {
 		report("storage.redis", func(ctx context.Context) ([]string, error) { return checkRedis(ctx, cfg.Storage, log) })
 	}
+	publishers := make(map[string]*dnsPublisher)
+	for _, name := range slices.Sorted(maps.Keys(cfg.Publishers)) {
+		report("publishers."+name, func(ctx context.Context) ([]string, error) {
+			p, err := a.newPublisher(name, cfg.Publishers[name])
+			if err != nil {
+				return nil, err
+			}
+			publishers[name] = p
+			return checkPublisher(ctx, p, zonesOf(cfg, name))
+		})
+	}
 	for _, name := range slices.Sorted(maps.Keys(cfg.Backends)) {
 		report("backends."+name, func(ctx context.Context) ([]string, error) {
 			if b := cfg.Backends[name]; b.Type == config.BackendLocal {
@@ -90,7 +101,7 @@ func checkOnline(ctx context.Context, cfg *config.Config, out io.Writer) error {
 					return []string{"will be made in " + b.Path + " on first start"}, nil
 				}
 			}
-			b, err := a.newBackend(ctx, name, cfg.Backends[name])
+			b, err := a.newBackend(ctx, name, cfg.Backends[name], publishers)
 			if err != nil {
 				return nil, err
 			}

@@ -1,14 +1,17 @@
 // Command acme-bridge is an ACME server (RFC 8555) in front of NAVER Cloud
-// Private CA, or of a certificate authority of its own.
+// Private CA and Certificate Manager, or of a certificate authority of its own.
 //
 // main.go has the commands, serve.go runs the server, and build.go makes its
-// parts from the configuration: the switches that pick store and backends.
+// parts from the configuration, with backends.go and publishers.go: the switches
+// that pick store, backends and publishers. domain.go and order.go ask a server
+// that runs, by adminclient.go.
 package main
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -34,22 +37,26 @@ func main() {
 func run(ctx context.Context, args []string) int {
 	root := rootCommand()
 	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
+	return exitStatus(root.ExecuteContext(ctx), os.Stderr)
+}
+
+// exitStatus tells what went wrong, in words and by number.
+func exitStatus(err error, stderr io.Writer) int {
 	switch {
 	case err == nil:
 		return 0
 	case errors.As(err, new(usageError)):
-		fmt.Fprintln(os.Stderr, err)
+		fmt.Fprintln(stderr, err)
 		return 2
 	}
-	fmt.Fprintln(os.Stderr, "acme-bridge:", err)
+	fmt.Fprintln(stderr, "acme-bridge:", err)
 	return 1
 }
 
 func rootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "acme-bridge",
-		Short:         "ACME server in front of NAVER Cloud Private CA or a CA of its own",
+		Short:         "ACME server in front of NAVER Cloud Private CA, Certificate Manager or a CA of its own",
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          usage(cobra.NoArgs),

@@ -96,9 +96,6 @@ func showOrder(out io.Writer, o *admin.Order) error {
 	}
 	if r := o.Request; r != nil {
 		line("Asked", "backend %s, attempt %d, at %s", r.Backend, r.Attempt, date(r.Since))
-		if r.Ticket != "" {
-			line("Ticket", "%s", r.Ticket)
-		}
 	}
 	for _, p := range problems(o.Error) {
 		line("Error", "%s", p)

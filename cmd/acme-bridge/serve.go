@@ -96,6 +96,7 @@ func serve(ctx context.Context, cfg *config.Config, file string, out io.Writer) 
 	group.Go(func() error { return serveHTTP(acmeServer, app.tlsListener(acmeListener)) })
 	group.Go(func() error { return serveHTTP(adminServer, adminListener) })
 	group.Go(func() error { return app.watchSignals(groupCtx, file) })
+	group.Go(func() error { return app.watch(groupCtx) })
 	group.Go(func() error {
 		<-groupCtx.Done()
 		log.Info("shutting down", "atMost", cfg.DrainTime())

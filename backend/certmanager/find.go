@@ -37,27 +37,25 @@ func (i *Issuer) Find(ctx context.Context, req *acme.IssueRequest) (*acme.Issuan
 		return nil, err
 	}
 	re := l.reissueFor(req.OrderID)
-	t := i.newTicket(req, requestName(req.OrderID), row{}, re)
-	if re != nil {
-		t.Name = re.Name
+	wanted := []*ticket{i.newTicket(req, row{}, nil)}
+	if re != nil && re.Name != wanted[0].Name {
+		wanted = append(wanted, i.newTicket(req, row{}, re))
+	} else if re != nil {
+		wanted[0] = i.newTicket(req, row{}, re)
 	}
-	r, err := i.lookup(ctx, t)
-	if err != nil {
-		return nil, err
+	found := func(t *ticket, r *row) (*acme.Issuance, error) {
+		i.looks.Remove(req.OrderID)
+		t.No, t.Order = r.No, r.OrderID
+		return i.pending(t, firstPoll, i.event("", "found as %s%s", t.Name, numbered(t))), nil
 	}
-	if r == nil && re != nil {
-		// A reissue under a name of its own whose certificate kept its number is
-		// found by name as well; one refused in favour of a new request by the
-		// order's own name.
-		t = i.newTicket(req, requestName(req.OrderID), row{}, nil)
-		if r, err = i.lookup(ctx, t); err != nil {
+	for _, t := range wanted {
+		r, err := i.lookup(ctx, t)
+		if err != nil {
 			return nil, err
 		}
-	}
-	if r != nil {
-		t.No, t.Order = r.No, r.OrderID
-		i.looks.Remove(req.OrderID)
-		return i.pending(t, firstPoll, i.event("", "found as %s%s", t.Name, numbered(t))), nil
+		if r != nil {
+			return found(t, r)
+		}
 	}
 	now := i.cfg.Now()
 	seen, _ := i.looks.Get(req.OrderID)
@@ -79,10 +77,11 @@ func (i *Issuer) Find(ctx context.Context, req *acme.IssueRequest) (*acme.Issuan
 	if err != nil {
 		return nil, err
 	}
-	if r := match(rows, t); r != nil {
-		i.cfg.Log.WarnContext(ctx, "the list by name lacks a certificate that the whole list has", "order", req.OrderID, "certificate", r.No)
-		t.No, t.Order = r.No, r.OrderID
-		return i.pending(t, firstPoll, i.event("", "found as %s%s", t.Name, numbered(t))), nil
+	for _, t := range wanted {
+		if r := match(rows, t); r != nil {
+			i.cfg.Log.WarnContext(ctx, "the list by name lacks a certificate that the whole list has", "order", req.OrderID, "certificate", r.No)
+			return found(t, r)
+		}
 	}
 	i.looks.Remove(req.OrderID)
 	return nil, acme.ErrNotIssued

@@ -340,10 +340,12 @@ func parseTicket(s string) (*ticket, error) {
 // done in seconds.
 const firstPoll = 2 * time.Second
 
-func (i *Issuer) newTicket(req *acme.IssueRequest, name string, r row, re *reissue) *ticket {
-	t := &ticket{Name: name, No: r.No, Order: r.OrderID, Since: i.cfg.Now().Unix()}
+// newTicket is the ticket of a request, or with re of a reissue.
+func (i *Issuer) newTicket(req *acme.IssueRequest, r row, re *reissue) *ticket {
+	t := &ticket{Name: requestName(req.OrderID), No: r.No, Order: r.OrderID, Since: i.cfg.Now().Unix()}
 	if re != nil {
-		t.Of, t.Serial, t.Same = re.Of, re.Serial, name != requestName(req.OrderID)
+		t.Of, t.Serial, t.Same = re.Of, re.Serial, re.Name != t.Name
+		t.Name = re.Name
 		if t.No == t.Of { // kept, or only repeated to us: the lists tell
 			t.No = 0
 		}

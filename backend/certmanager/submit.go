@@ -165,7 +165,7 @@ func (i *Issuer) request(ctx context.Context, req *acme.IssueRequest, body reque
 	if err != nil {
 		return i.submitFailed(ctx, err, req, nil)
 	}
-	t := i.newTicket(req, body.CertificateName, r, nil)
+	t := i.newTicket(req, r, nil)
 	return i.pending(t, firstPoll, i.event("", "requested as %s%s", t.Name, numbered(t))), nil
 }
 
@@ -175,7 +175,7 @@ func (i *Issuer) reissue(ctx context.Context, req *acme.IssueRequest, body reque
 	if err != nil {
 		return i.submitFailed(ctx, err, req, re)
 	}
-	t := i.newTicket(req, re.Name, r, re)
+	t := i.newTicket(req, r, re)
 	return i.pending(t, firstPoll, i.event("", "reissue of certificate %d requested as %s%s", re.Of, t.Name, numbered(t))), nil
 }
 
@@ -200,10 +200,7 @@ func (i *Issuer) submitFailed(ctx context.Context, err error, req *acme.IssueReq
 	}
 	// The name may be taken by an earlier attempt of this order whose answer was
 	// lost and that Find, too early, did not see.
-	t := i.newTicket(req, requestName(req.OrderID), row{}, re)
-	if re != nil {
-		t.Name = re.Name
-	}
+	t := i.newTicket(req, row{}, re)
 	found, errFind := i.lookup(ctx, t)
 	switch {
 	case errFind != nil:

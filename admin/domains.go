@@ -172,5 +172,8 @@ func domainName(text string) (string, error) {
 		return "", err
 	}
 	base, _ := id.Base()
+	if !strings.Contains(base.Value, ".") || strings.HasSuffix(base.Value, ".localhost") {
+		return "", acme.Problemf(acme.RejectedIdentifier, "%s is no public domain: no public CA validates it", base.Value)
+	}
 	return base.Value, nil
 }

@@ -251,6 +251,8 @@ func TestDomainsAreAddedCheckedListedAndRemoved(t *testing.T) {
 		{"a CA out of reach", "POST", domains, `{"domain": "broken.example.com"}`, 502, "connection refused"},
 		{"a CA that does not answer", "POST", domains, `{"domain": "slow.example.com"}`, 504, "deadline"},
 		{"no name", "POST", domains, `{"domain": "no name"}`, 422, "error"},
+		{"a name of this machine", "POST", domains, `{"domain": "localhost"}`, 422, "no public domain"},
+		{"a name below it", "POST", domains, `{"domain": "demo.localhost"}`, 422, "no public domain"},
 		{"no JSON", "POST", domains, `domain=a`, 422, "send"},
 		{"a name of no form in a path", "DELETE", domains + "/a..b", "", 422, "error"},
 		{"another backend", "GET", "/api/v1/backends/lab/domains", "", 404, "these do: public-dv"},

@@ -10,7 +10,10 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -28,10 +31,10 @@ type publicWorld struct {
 	CMRootFile  string `json:"cm_root_file"`
 }
 
-func newPublicWorld(t *testing.T, p plan) *publicWorld {
+func newPublicWorld(t *testing.T, p plan, simulatorArgs ...string) *publicWorld {
 	t.Helper()
 	w := &publicWorld{world: newWorld(t, plan{store: p.store, failpoint: p.failpoint, troubled: p.troubled, noServer: true})}
-	w.sim = startSimulator(t)
+	w.sim = startSimulator(t, simulatorArgs...)
 	if err := json.Unmarshal(readFile(t, w.sim.proc.stdout), w); err != nil {
 		t.Fatal(err)
 	}
@@ -323,6 +326,113 @@ func (w *publicWorld) refusedBeside(name string) {
 	if problem, ok := errors.AsType[*acme.Error](err); !ok || !strings.HasSuffix(problem.ProblemType, ":rejectedIdentifier") {
 		w.t.Errorf("order for a zone of others: got %v", err)
 	}
+}
+
+// tsigSecret is the key that BIND and the bridge share.
+const tsigSecret = "aW50ZWdyYXRpb24tdGVzdC10c2lnLXNlY3JldC0wMDE="
+
+// startBIND runs BIND for a zone whose key may write TXT records, and returns
+// its address.
+func startBIND(t *testing.T, domain string) string {
+	t.Helper()
+	dir, port := makeDir(t, "bind"), freePort(t)
+	for name, text := range map[string]string{
+		"named.conf": fmt.Sprintf(`
+key "bridge" { algorithm hmac-sha256; secret "%s"; };
+options {
+	directory "%s"; pid-file "named.pid"; session-keyfile none; managed-keys-directory "%[2]s";
+	listen-on port %d { 127.0.0.1; }; listen-on-v6 { none; };
+	recursion no; dnssec-validation no; notify no;
+};
+controls { };
+zone "%s" { type primary; file "zone"; update-policy { grant bridge zonesub TXT; }; };
+`, tsigSecret, dir, port, domain),
+		"zone": "$TTL 60\n@ SOA ns1 admin 1 3600 600 86400 60\n@ NS ns1\nns1 A 127.0.0.1\n",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := start(t, "named", dir, nil, debianTool(t, "named", "bind9"), "-g", "-c", filepath.Join(dir, "named.conf"), "-n", "1")
+	eventually(t, 30*time.Second, "BIND runs", func() error {
+		if err := p.running(); err != nil {
+			return err
+		}
+		if !strings.Contains(string(readFile(t, p.stderr)), " running\n") {
+			return errors.New("it has not said so")
+		}
+		return nil
+	})
+	return fmt.Sprintf("127.0.0.1:%d", port)
+}
+
+// A real BIND gets the CA's records: of a domain that is added, and of an order
+// for one that was not.
+func TestBINDServesTheRecords(t *testing.T) {
+	t.Parallel()
+	const domain = "bound.example"
+	for _, method := range []string{"PD", "D"} {
+		t.Run(method, func(t *testing.T) {
+			t.Parallel()
+			named := startBIND(t, domain)
+			w := newPublicWorld(t, plan{change: func(c tree) {
+				c["publishers"] = tree{"bind": tree{"type": "rfc2136", "server": named, "tsig_name": "bridge", "tsig_secret": tsigSecret,
+					"name_servers": []string{named}, "resolvers": []string{named}}}
+				backend := c["backends"].(tree)["ca"].(tree)
+				backend["publisher"], backend["validation_method"], backend["resolvers"] = "bind", method, []string{named}
+			}}, "--dns", named)
+			c, ctx := w.newClient(w.server.directory()), deadline(t, 150*time.Second)
+			if err := c.register(ctx); err != nil {
+				t.Fatal(err)
+			}
+			r, err := c.obtain(ctx, "shop."+domain)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.checkResult(r, acme.StatusValid)
+			out := w.mustOperate("domain", "add", "added."+domain, "--backend", "ca", "--wait", "--timeout", "60s")
+			if !strings.Contains(out, "VALID") {
+				t.Errorf("domain add: %s", out)
+			}
+			if out := w.mustOperate("domain", "remove", "added."+domain, "--backend", "ca"); !strings.Contains(out, "is removed") {
+				t.Errorf("domain remove: %s", out)
+			}
+			if out, err := w.operator("domain", "check", "added."+domain, "--backend", "ca"); err == nil {
+				t.Errorf("domain check after removal: %s", out)
+			}
+		})
+	}
+}
+
+// A reload with a changed publisher changes the backend that uses it.
+func TestAReloadBringsAPublisher(t *testing.T) {
+	t.Parallel()
+	const domain = "published.example"
+	w := newPublicWorld(t, plan{})
+	w.sim.control(http.MethodPost, "dns/domains", tree{"name": domain}, nil)
+	w.refused("shop." + domain)
+	w.server.config["publishers"] = tree{"ncp-dns": tree{"type": "globaldns", "base_url": w.GDNSBaseURL, "access_key": "env:NCP_ACCESS_KEY", "secret_key": "env:NCP_SECRET_KEY",
+		"name_servers": []string{w.DNSAddress}, "resolvers": []string{w.DNSAddress}}}
+	w.server.config["backends"].(tree)["ca"].(tree)["publisher"] = "ncp-dns"
+	w.server.write()
+	w.server.proc.signal(syscall.SIGHUP)
+	eventually(t, 30*time.Second, "the configuration is reloaded", func() error {
+		if !strings.Contains(string(readFile(t, w.server.proc.stderr)), `"msg":"configuration reloaded"`) {
+			return errors.New("no word of it")
+		}
+		return nil
+	})
+	c, ctx := w.newClient(w.server.directory()), deadline(t, 90*time.Second)
+	if err := c.register(ctx); err != nil {
+		t.Fatal(err)
+	}
+	r, err := c.obtain(ctx, "shop."+domain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.checkResult(r, acme.StatusValid)
+	// The job of the backend that is gone has ended, and another has begun.
+	w.server.proc.stop()
 }
 
 func TestConfigCheckTellsWhatWouldFail(t *testing.T) {

@@ -31,11 +31,11 @@ type simulator struct {
 	AccessKey  string `json:"access_key"`
 }
 
-func startSimulator(t *testing.T) *simulator {
+func startSimulator(t *testing.T, args ...string) *simulator {
 	t.Helper()
 	dir := makeDir(t, "simulator")
 	s := &simulator{t: t}
-	s.proc = start(t, "simulator", dir, nil, simulatorBinary(t), "--dir", dir, "--secret-key", simulatorSecret)
+	s.proc = start(t, "simulator", dir, nil, simulatorBinary(t), append(args, "--dir", dir, "--secret-key", simulatorSecret)...)
 	eventually(t, 20*time.Second, "the simulator is ready", func() error {
 		if err := s.proc.running(); err != nil {
 			return err

@@ -134,9 +134,15 @@ func checkValidity(leaf *x509.Certificate, req *IssueRequest, now time.Time) err
 	if wantBefore.IsZero() {
 		wantBefore, earliest = req.Submitted, req.Submitted.Add(-maxBackdate)
 	}
-	slack := min(lifetimeDeviates, wantAfter.Sub(wantBefore)/4)
-	if d := leaf.NotAfter.Sub(wantAfter); d > lifetimeDeviates || d < -slack {
-		return fmt.Errorf("it ends at %s, not at %s as asked", leaf.NotAfter.Format(time.RFC3339), wantAfter.Format(time.RFC3339))
+	if req.NotAfter.IsZero() && req.Lifetime == 0 {
+		if !leaf.NotAfter.After(now) {
+			return fmt.Errorf("it ended at %s", leaf.NotAfter.Format(time.RFC3339))
+		}
+	} else {
+		slack := min(lifetimeDeviates, wantAfter.Sub(wantBefore)/4)
+		if d := leaf.NotAfter.Sub(wantAfter); d > lifetimeDeviates || d < -slack {
+			return fmt.Errorf("it ends at %s, not at %s as asked", leaf.NotAfter.Format(time.RFC3339), wantAfter.Format(time.RFC3339))
+		}
 	}
 	if leaf.NotBefore.Before(earliest) || leaf.NotBefore.After(later(wantBefore, now).Add(5*time.Minute)) {
 		return fmt.Errorf("it begins at %s", leaf.NotBefore.Format(time.RFC3339))

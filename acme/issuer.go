@@ -16,7 +16,8 @@ type IssueRequest struct {
 	CSR         *x509.CertificateRequest
 	Identifiers []Identifier
 	// NotBefore and NotAfter were asked for by the client and promised to it;
-	// zero when it left them open, and then Lifetime counts from the signing.
+	// zero when it left them open, and then Lifetime counts from the signing. A
+	// zero Lifetime leaves it to the CA.
 	NotBefore, NotAfter time.Time
 	Lifetime            time.Duration
 	// Submitted is when the intent was saved; Mark is what the Issuer's Mark

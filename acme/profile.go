@@ -12,7 +12,8 @@ type Profile struct {
 	Name        string
 	Description string
 	Backend     string
-	// Lifetime of certificates for which the client asks for none itself.
+	// Lifetime of certificates for which the client asks for none itself; 0
+	// where the CA decides.
 	Lifetime time.Duration
 	// ClientValidity lets clients ask for notBefore and notAfter within Lifetime.
 	ClientValidity bool

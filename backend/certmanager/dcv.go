@@ -57,8 +57,9 @@ func (i *Issuer) validation(ctx context.Context, req *acme.IssueRequest, t *tick
 // them in turn.
 func (i *Issuer) look(ctx context.Context, t *ticket) ([]acme.Event, error) {
 	var events []acme.Event
+	first := t.Cursor
 	for looked, n := 0, 0; n < len(t.DCV) && looked < maxDCV; n++ {
-		d := &t.DCV[(t.Cursor+n)%len(t.DCV)]
+		d := &t.DCV[(first+n)%len(t.DCV)]
 		if d.State == dcvDone {
 			continue
 		}
@@ -67,13 +68,14 @@ func (i *Issuer) look(ctx context.Context, t *ticket) ([]acme.Event, error) {
 		if err != nil {
 			return events, err
 		}
+		d.Looked = true
+		if looked == maxDCV {
+			t.Cursor = (first + n + 1) % len(t.DCV)
+		}
 		if r == nil {
 			continue // not shown yet, or covered by a validated domain
 		}
 		events = append(events, i.changed(ctx, t, d, r)...)
-		if looked == maxDCV {
-			t.Cursor = (t.Cursor + n + 1) % len(t.DCV)
-		}
 	}
 	return events, nil
 }

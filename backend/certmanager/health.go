@@ -68,6 +68,9 @@ func (i *Issuer) Check(ctx context.Context) *Report {
 		r.fail("the validated domains could not be read: %s", explain(err))
 		return r
 	}
+	if i.cfg.ValidationMethod == "D" && i.cfg.Publisher == nil {
+		r.warn("validation_method: whether validated domains serve requests with method D is not documented; without a publisher, use PD")
+	}
 	valid := false
 	for _, d := range list {
 		if !i.usable(&d) {

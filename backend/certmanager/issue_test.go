@@ -214,29 +214,6 @@ func TestLostAnswers(t *testing.T) {
 			}
 		})
 	}
-	t.Run("a very late list, and the name tells that it was requested", func(t *testing.T) {
-		r := newRig(t, nil)
-		r.domain("example.com", DomainValid)
-		r.inject(ncloudtest.Fault{Kind: ncloudtest.LateList, DelayMS: 150_000})
-		req := r.request("o1", newKey(t), "shop.example.com")
-		req.Submitted = r.clock.Now()
-		if _, err := r.Submit(t.Context(), req); err != nil {
-			t.Fatal(err)
-		}
-		// As if the answer had been lost, and Find had concluded too early.
-		got, err := r.Submit(t.Context(), req)
-		if !errors.Is(err, acme.ErrOutcomeUnknown) && e(err) == nil {
-			t.Fatalf("got %v, %v", got, err)
-		}
-		if got := r.counters().Paid; got != 1 {
-			t.Errorf("got %d paid requests, want 1", got)
-		}
-	})
-}
-
-func e(err error) *acme.Problem {
-	p, _ := errors.AsType[*acme.Problem](err)
-	return p
 }
 
 func TestFindNeedsThreeLooks(t *testing.T) {

@@ -311,6 +311,7 @@ type ticket struct {
 type dcv struct {
 	Domain string `json:"d"`
 	State  string `json:"s,omitempty"` // "": nothing shown yet
+	Looked bool   `json:"l,omitempty"`
 	Record string `json:"r,omitempty"`
 	Value  string `json:"v,omitempty"`
 	Served int64  `json:"t,omitempty"` // when its record was first seen served by all, Unix seconds

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/acme-bridge/acme-bridge/acme"
@@ -43,12 +44,11 @@ func (i *Issuer) Poll(ctx context.Context, req *acme.IssueRequest, text string) 
 	defer cancel()
 	now := i.cfg.Now()
 	if due := time.Unix(t.Next, 0); now.Before(due) {
-		if h := ""; t.No != 0 {
-			h = i.hint(ctx, t.No)
-			if h == "" || h == "Ongoing" || h == "ongoing" {
-				return i.pending(t, min(due.Sub(now), i.pace.stretch(feedInterval))), nil
-			}
-		} else {
+		hint := ""
+		if t.No != 0 {
+			hint = i.hint(ctx, t.No)
+		}
+		if hint == "" || strings.EqualFold(hint, "Ongoing") {
 			return i.pending(t, min(due.Sub(now), i.pace.stretch(feedInterval))), nil
 		}
 	}
@@ -133,7 +133,7 @@ func (i *Issuer) ongoing(ctx context.Context, req *acme.IssueRequest, t *ticket)
 		return i.later(t, interval(t), events...), nil
 	}
 	now := i.cfg.Now()
-	done, shown := true, false
+	done, looked := true, true
 	last := t.Since
 	for _, d := range t.DCV {
 		if d.State == dcvTimedOut {
@@ -142,7 +142,7 @@ func (i *Issuer) ongoing(ctx context.Context, req *acme.IssueRequest, t *ticket)
 			return &acme.Issuance{Ticket: t.String(), Events: events}, i.notValidated(req, t, "the domain validation of the certificate authority timed out")
 		}
 		done = done && (d.State == dcvDone || d.State == "")
-		shown = shown || d.State != ""
+		looked = looked && d.Looked
 		last = max(last, d.Served)
 	}
 	if !done && now.After(time.Unix(last, 0).Add(i.cfg.DCVTimeout)) {
@@ -161,8 +161,8 @@ func (i *Issuer) ongoing(ctx context.Context, req *acme.IssueRequest, t *ticket)
 		t.Looks = 0 // another phase, another pace
 	}
 	t.Done = done
-	if len(t.DCV) > maxDCV && !shown {
-		return i.later(t, fastSoonest, events...), nil // not all have been looked at
+	if !looked {
+		return i.later(t, fastSoonest, events...), nil // at the rest of many names
 	}
 	return i.later(t, interval(t), events...), nil
 }

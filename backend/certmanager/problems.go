@@ -69,6 +69,18 @@ func (i *Issuer) notValidated(req *acme.IssueRequest, t *ticket, detail string) 
 	return p
 }
 
+// taken reports the service's words for a certificateName in use. Its code is
+// not documented.
+func taken(e *ncloud.Error) bool {
+	text := strings.ToLower(e.Message)
+	for _, w := range []string{"in use", "duplicat", "already", "중복", "이미", "사용 중"} {
+		if !e.Gateway && strings.Contains(text, w) {
+			return true
+		}
+	}
+	return false
+}
+
 // refused is the problem of a request that the service refuses. Its texts are
 // translated and its codes few, so what is read off them is only what is clear.
 func refused(e *ncloud.Error) *acme.Problem {

@@ -33,10 +33,11 @@ type issued struct {
 	No      int64     `json:"no"`
 	OrderID string    `json:"order"`
 	Name    string    `json:"name"`
-	Serial  string    `json:"serial"` // hex, as of serialText
-	CertID  string    `json:"cert"`   // see acme.CertificateID
-	Key     string    `json:"key"`    // see keyName
-	For     string    `json:"for"`    // the ACME order
+	Serial  string    `json:"serial"`          // hex, as of serialText
+	CertID  string    `json:"cert"`            // see acme.CertificateID
+	Key     string    `json:"key"`             // see keyName
+	For     string    `json:"for"`             // the ACME order
+	Again   string    `json:"again,omitempty"` // the one that it was handed out to again
 	End     time.Time `json:"end"`
 }
 

@@ -35,6 +35,9 @@ func (i *Issuer) Revoke(ctx context.Context, leaf *x509.Certificate, reason int)
 	if err != nil {
 		return notSent(err)
 	}
+	if err := i.same(ctx, leaf, c); err != nil {
+		return notSent(err)
+	}
 	err = i.api.revoke(ctx, c.OrderID, c.No, revokeType)
 	e, ok := errors.AsType[*ncloud.Error](err)
 	if !ok || e.Applied == ncloud.No && e.Outcome != ncloud.OutcomeRefused {
@@ -54,6 +57,33 @@ func (i *Issuer) Revoke(ctx context.Context, leaf *x509.Certificate, reason int)
 		return acme.Problemf(acme.Malformed, "the certificate has expired").WithCause(err)
 	}
 	return acme.Problemf(acme.ServerInternal, "the certificate authority refused to revoke").WithCause(err)
+}
+
+// same sees to it that the number still stands for this certificate: a reissue
+// may have kept the number, and the revocation would hit its certificate.
+func (i *Issuer) same(ctx context.Context, leaf *x509.Certificate, c *issued) error {
+	replaced := acme.Problemf(acme.Malformed, "the certificate was replaced by a reissue, and the certificate authority does not offer to revoke it any more")
+	certs, err := i.api.chain(ctx, c.No)
+	if err == nil {
+		if !certs[0].Equal(leaf) {
+			return replaced
+		}
+		return nil
+	}
+	if e, ok := errors.AsType[*ncloud.Error](err); ok && e.Outcome != ncloud.OutcomeRefused {
+		return err
+	}
+	// No chain of a certificate that is revoked, perhaps: the row tells.
+	rows, errList := i.api.listAdvanced(ctx, c.Name)
+	if errList != nil {
+		return errList
+	}
+	for _, r := range rows {
+		if r.No == c.No && sameSerial(leaf.SerialNumber, r.Serial) {
+			return nil
+		}
+	}
+	return replaced.WithCause(err)
 }
 
 // known is what the service calls a certificate.

@@ -95,7 +95,7 @@ func (i *Issuer) body(req *acme.IssueRequest) (request, *acme.Problem) {
 // again is an issuance that costs no request, nil if there is none.
 func (i *Issuer) again(ctx context.Context, req *acme.IssueRequest, l *lineage) *acme.Issuance {
 	key := keyName(req.CSR.RawSubjectPublicKeyInfo)
-	if c := l.Live; c != nil && c.Key == key && c.For != req.OrderID && i.cfg.Unfetched != nil {
+	if c := l.Live; c != nil && c.Key == key && c.For != req.OrderID && (c.Again == "" || c.Again == req.OrderID) && i.cfg.Unfetched != nil {
 		unfetched, err := i.cfg.Unfetched(ctx, c.For, c.CertID)
 		if err == nil && unfetched {
 			certs, errChain := i.certificates(ctx, c.No)
@@ -104,7 +104,14 @@ func (i *Issuer) again(ctx context.Context, req *acme.IssueRequest, l *lineage) 
 				got := &acme.Issuance{Leaf: leaf, Chain: chain, Again: true}
 				// What the caller's check would refuse is not offered: it would
 				// end the order, and a new request serves it.
-				if errChain = acme.CheckIssued(req, got, i.roots, i.cfg.Now()); errChain == nil && acme.CertificateID(leaf) == c.CertID {
+				errChain = acme.CheckIssued(req, got, i.roots, i.cfg.Now())
+				if errChain == nil && acme.CertificateID(leaf) != c.CertID {
+					errChain = errors.New("its number has another certificate by now")
+				}
+				if errChain == nil {
+					errChain = i.handOut(ctx, req, c.CertID)
+				}
+				if errChain == nil {
 					i.cfg.Log.InfoContext(ctx, "an earlier certificate for the same key was never fetched and is handed out", "order", req.OrderID, "certificate", c.CertID)
 					return got
 				}
@@ -135,6 +142,22 @@ func (i *Issuer) again(ctx context.Context, req *acme.IssueRequest, l *lineage) 
 		return i.pending(&t, firstPoll, i.event("", "request %s of an earlier order for the same names and key is taken over (certificate %d)", t.Name, t.No))
 	}
 	return nil
+}
+
+// handOut records to which order a certificate goes again: to one only, since
+// that one will fetch it.
+func (i *Issuer) handOut(ctx context.Context, req *acme.IssueRequest, certID string) error {
+	err := errors.New("another order was faster")
+	if errChange := change(ctx, i, i.lineageName(req), func(l *lineage) bool {
+		if l.Live == nil || l.Live.CertID != certID || l.Live.Again != "" && l.Live.Again != req.OrderID {
+			return false
+		}
+		l.Live.Again, err = req.OrderID, nil
+		return true
+	}); errChange != nil {
+		return errChange
+	}
+	return err
 }
 
 // renewal is the reissue to ask for, nil if it has to be a new request. An
@@ -208,6 +231,10 @@ func (i *Issuer) submitFailed(ctx context.Context, err error, req *acme.IssueReq
 	case found != nil:
 		t.No, t.Order = found.No, found.OrderID
 		return i.pending(t, firstPoll, i.event("", "requested earlier as %s%s", t.Name, numbered(t))), nil
+	}
+	if taken(e) {
+		// It is ours, and no list shows it yet: Find goes on looking.
+		return nil, fmt.Errorf("%w: the name is taken: %w", acme.ErrOutcomeUnknown, err)
 	}
 	problem := refused(e).WithCause(err)
 	if re == nil || i.cfg.Renewal != RenewReissueThenNew || problem.Type != acme.ServerInternal {

@@ -212,26 +212,50 @@ func TestACrashPaysForNoSecondCertificate(t *testing.T) {
 				t.Parallel()
 				w := newPublicWorld(t, plan{store: store, failpoint: boundary})
 				w.addDomain(zone)
-				c, ctx := w.newClient(w.server.directory()), deadline(t, 150*time.Second)
-				if err := c.register(ctx); err != nil {
-					t.Fatal(err)
-				}
-				w.arm()
-				wait := w.obtainAside(ctx, c, "crash."+zone, "www.crash."+zone)
-				if err := w.server.proc.exited(60 * time.Second); err != nil {
-					t.Fatalf("the failpoint was not reached: %v", err)
-				}
-				w.server.restart()
-				r, err := wait()
-				if err != nil {
-					t.Fatal(err)
-				}
-				w.checkResult(r, acme.StatusValid)
-				if c := w.paid().CM; c.Paid != 1 || c.PaidByKey[keyID(t, r.key)] != 1 {
-					t.Errorf("the CA has counted %+v, want one paid request", c)
-				}
+				w.crashOnce()
 			})
 		}
+	}
+}
+
+// crashOnce orders through a server that dies once on the way, and expects one
+// paid request.
+func (w *publicWorld) crashOnce() {
+	w.t.Helper()
+	c, ctx := w.newClient(w.server.directory()), deadline(w.t, 150*time.Second)
+	if err := c.register(ctx); err != nil {
+		w.t.Fatal(err)
+	}
+	w.arm()
+	wait := w.obtainAside(ctx, c, "crash."+zone, "www.crash."+zone)
+	if err := w.server.proc.exited(60 * time.Second); err != nil {
+		w.t.Fatalf("the failpoint was not reached: %v", err)
+	}
+	w.server.restart()
+	r, err := wait()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.checkResult(r, acme.StatusValid)
+	if c := w.paid().CM; c.Paid != 1 || c.PaidByKey[keyID(w.t, r.key)] != 1 {
+		w.t.Errorf("the CA has counted %+v, want one paid request", c)
+	}
+}
+
+// The same where the service helps least: requests are answered without a number,
+// and a name that is taken is taken again, so that nothing but Find stands
+// between a crash and a second payment.
+func TestAnUnhelpfulServiceIsNotPaidTwice(t *testing.T) {
+	t.Parallel()
+	for _, boundary := range []string{"intent-saved", "submitted"} {
+		t.Run(boundary, func(t *testing.T) {
+			t.Parallel()
+			w := newPublicWorld(t, plan{failpoint: boundary})
+			w.sim.control(http.MethodPatch, "behaviour", tree{"certificate_manager": tree{"duplicate_name": "accept", "answer_shape": "bare", "empty_list": "list",
+				"name_filter": "contains", "register_answer": "bare", "covered_row": "empty"}}, nil)
+			w.addDomain(zone)
+			w.crashOnce()
+		})
 	}
 }
 
@@ -433,6 +457,52 @@ func TestAReloadBringsAPublisher(t *testing.T) {
 	w.checkResult(r, acme.StatusValid)
 	// The job of the backend that is gone has ended, and another has begun.
 	w.server.proc.stop()
+}
+
+// What the CA refuses ends the order with the reason, and its story says what
+// to do.
+func TestAnOrderThatFailsSaysWhy(t *testing.T) {
+	t.Parallel()
+	w := newPublicWorld(t, plan{})
+	w.addDomain(zone)
+	c, ctx := w.newClient(w.server.directory()), deadline(t, 150*time.Second)
+	if err := c.register(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for code, want := range map[string]struct{ problem, todo string }{
+		"-1":  {"serverInternal", "operator: look for order"},
+		"-4":  {"unauthorized", "operator: let the record"},
+		"-11": {"badCSR", "client: make a new order with a CSR"},
+		"-12": {"serverInternal", "client: make a new order"},
+	} {
+		w.sim.control(http.MethodPost, "cm/outcomes", tree{"code": code}, nil)
+		r, err := c.obtain(ctx, "fails"+code+"."+zone)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.checkResult(r, acme.StatusInvalid)
+		if r.order.Error == nil || !strings.HasSuffix(r.order.Error.ProblemType, ":"+want.problem) {
+			t.Errorf("%s: got %v, want %s", code, r.order.Error, want.problem)
+		}
+		out := w.mustOperate("order", "explain", r.order.URI)
+		for _, text := range []string{"is invalid", want.problem + ": ", want.todo} {
+			if !strings.Contains(out, text) {
+				t.Errorf("%s: %q is not in\n%s", code, text, out)
+			}
+		}
+	}
+	// A key that the service does not take shows where the operator looks.
+	w.sim.control(http.MethodPatch, "behaviour", tree{"certificate_manager": tree{"sub_account": true}}, nil)
+	eventually(t, 90*time.Second, "readiness says so", func() error {
+		_, answer, err := w.server.readiness()
+		if err == nil && !strings.Contains(answer, "sub account") {
+			err = errors.New(answer)
+		}
+		return err
+	})
+	if out, err := w.operator("domain", "list", "--backend", "ca"); err == nil || !strings.Contains(err.Error(), "access_key is a sub account's") {
+		t.Errorf("domain list: %s %v", out, err)
+	}
 }
 
 func TestConfigCheckTellsWhatWouldFail(t *testing.T) {

@@ -110,7 +110,7 @@ type caDomains struct {
 func (c *caDomains) List(ctx context.Context) ([]admin.Domain, error) {
 	list, err := c.ca.ListDomains(ctx)
 	if err != nil {
-		return nil, err
+		return nil, c.explained(ctx, err)
 	}
 	domains := make([]admin.Domain, len(list))
 	for i, d := range list {
@@ -125,7 +125,7 @@ func (c *caDomains) List(ctx context.Context) ([]admin.Domain, error) {
 func (c *caDomains) Add(ctx context.Context, name string) (*admin.Domain, error) {
 	d, err := c.ca.RegisterDomain(ctx, name, "")
 	if err != nil {
-		return nil, err
+		return nil, c.explained(ctx, err)
 	}
 	view := domainView(d)
 	if d.State != certmanager.DomainValid {
@@ -136,11 +136,8 @@ func (c *caDomains) Add(ctx context.Context, name string) (*admin.Domain, error)
 
 func (c *caDomains) Check(ctx context.Context, name string) (*admin.Domain, error) {
 	s, err := c.ca.CheckDomain(ctx, name)
-	if errors.Is(err, certmanager.ErrNoDomain) {
-		return nil, fmt.Errorf("%w: %w", err, acme.ErrNotFound)
-	}
 	if err != nil {
-		return nil, err
+		return nil, c.explained(ctx, err)
 	}
 	view := domainView(s.Domain)
 	if s.State == certmanager.DomainValid {
@@ -188,9 +185,20 @@ func (c *caDomains) publish(ctx context.Context, d certmanager.Domain, view *adm
 }
 
 func (c *caDomains) Remove(ctx context.Context, name string) error {
-	err := c.ca.RemoveDomain(ctx, name)
-	if errors.Is(err, certmanager.ErrNoDomain) {
+	return c.explained(ctx, c.ca.RemoveDomain(ctx, name))
+}
+
+// explained is an error with what readiness knows of its cause, such as a key
+// that the service does not take.
+func (c *caDomains) explained(ctx context.Context, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, certmanager.ErrNoDomain):
 		return fmt.Errorf("%w: %w", err, acme.ErrNotFound)
+	}
+	if why := c.ca.Ready(ctx); why != nil {
+		return why
 	}
 	return err
 }

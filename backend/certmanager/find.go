@@ -30,7 +30,7 @@ type looks struct {
 // list of Advanced certificates in case the search by name cannot be trusted.
 func (i *Issuer) Find(ctx context.Context, req *acme.IssueRequest) (*acme.Issuance, error) {
 	if d := i.pace.held(); d > 0 {
-		return nil, fmt.Errorf("Certificate Manager asked to wait for %s", d)
+		return nil, fmt.Errorf("the service asked to wait for %s", d)
 	}
 	l, _, err := load[lineage](ctx, i, i.lineageName(req))
 	if err != nil {

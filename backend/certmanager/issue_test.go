@@ -152,7 +152,26 @@ func TestTimeouts(t *testing.T) {
 		if !strings.Contains(e.events(), "waits for the domain's owner") {
 			t.Errorf("history:\n%s", e.events())
 		}
-		t.Run("the next order with the same key takes the request over", func(t *testing.T) {
+	})
+	for _, tt := range []struct {
+		name           string
+		late           time.Duration // between the issue of the abandoned request and the next order
+		new            bool          // its key
+		paid, reissued int64
+	}{
+		{"the next order with the same key takes the request over while it is open", -1, false, 1, 0},
+		{"and once it is issued", 2 * time.Hour, false, 1, 0},
+		{"but not after days", 72 * time.Hour, false, 1, 1},
+		{"with another key it is reissued", 2 * time.Hour, true, 1, 1},
+		{"if it was issued by then", -1, true, 2, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := newRig(t, nil)
+			key := newKey(t)
+			e := r.run(r.request("o1", key, "a.example.com", "*.a.example.com", "example.com"))
+			if e.problem == nil {
+				t.Fatalf("got %+v", e)
+			}
 			for _, c := range e.problem.Subproblems {
 				name, value, ok := strings.Cut(strings.TrimPrefix(c.Detail, "expected TXT record "), " with the value ")
 				if !ok {
@@ -162,12 +181,19 @@ func TestTimeouts(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
+			if tt.late >= 0 {
+				r.pass(time.Second) // now it is issued
+				r.clock.Advance(tt.late)
+			}
+			if tt.new {
+				key = newKey(t)
+			}
 			r.issue(r.request("o2", key, "a.example.com", "*.a.example.com", "example.com"))
-			if got := r.counters().Paid; got != 1 {
-				t.Errorf("got %d paid requests, want 1", got)
+			if got := r.counters(); got.Paid != tt.paid || got.Reissued != tt.reissued {
+				t.Errorf("got %d paid, %d reissued, want %d, %d", got.Paid, got.Reissued, tt.paid, tt.reissued)
 			}
 		})
-	})
+	}
 	t.Run("the service gives up", func(t *testing.T) {
 		r := newRig(t, withPublisher)
 		r.zone.names = []string{"a.example.com"}
@@ -282,7 +308,7 @@ func TestOrganization(t *testing.T) {
 
 func TestThrottlingSlowsEverybody(t *testing.T) {
 	r := newRig(t, withPublisher)
-	r.change(func(b *ncloudtest.CMBehaviour) { b.IssueDelayMS = 1_200_000 })
+	r.change(func(b *ncloudtest.CMBehaviour) { b.IssueDelayMS = 3_600_000 })
 	req := r.request("o1", newKey(t), "a.example.com")
 	req.Submitted = r.clock.Now()
 	got, err := r.Submit(t.Context(), req)

@@ -25,6 +25,9 @@ const (
 	// issueWithin bounds a request that is validated, or whose validation is
 	// never shown.
 	issueWithin = 24 * time.Hour
+	// abandonedFor is how long a request that was given up is remembered: as
+	// long as its certificate may be reissued.
+	abandonedFor = 200 * 24 * time.Hour
 	// staleFor is how long the chain may still be the replaced certificate's.
 	staleFor = 30 * time.Minute
 )
@@ -270,7 +273,7 @@ func issuerOf(c *x509.Certificate, certs []*x509.Certificate) *x509.Certificate 
 // abandon keeps a request that goes on without its order, so that the next
 // order with the same key gets its certificate.
 func (i *Issuer) abandon(ctx context.Context, req *acme.IssueRequest, t *ticket) {
-	a := abandoned{Key: keyName(req.CSR.RawSubjectPublicKeyInfo), Ticket: *t, Until: i.cfg.Now().Add(7 * 24 * time.Hour).UTC()}
+	a := abandoned{Key: keyName(req.CSR.RawSubjectPublicKeyInfo), Ticket: *t, Until: i.cfg.Now().Add(abandonedFor).UTC()}
 	err := change(ctx, i, i.lineageName(req), func(l *lineage) bool {
 		for _, x := range l.Abandoned {
 			if x.Ticket.No == t.No {

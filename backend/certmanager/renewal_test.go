@@ -160,8 +160,9 @@ func TestUnfetchedIsHandedOutAgain(t *testing.T) {
 		{"never fetched, same key", true, true, 10 * time.Minute, true},
 		{"fetched, same key", false, true, 10 * time.Minute, false},
 		{"never fetched, another key", true, false, 10 * time.Minute, false},
+		{"never fetched, same key, a day old", true, true, 23 * time.Hour, true},
 		// What the worker's check would refuse is not offered.
-		{"never fetched, same key, but too old for the lifetime promised", true, true, 48 * time.Hour, false},
+		{"never fetched, same key, too old", true, true, 48 * time.Hour, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			r := newRig(t, nil)

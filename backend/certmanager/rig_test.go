@@ -268,7 +268,7 @@ func (r *rig) requestOf(order string, key crypto.Signer, subject pkix.Name, name
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	req := &acme.IssueRequest{OrderID: order, AccountID: "00account", CSR: csr, Lifetime: 198 * 24 * time.Hour}
+	req := &acme.IssueRequest{OrderID: order, AccountID: "00account", CSR: csr}
 	for _, n := range names {
 		req.Identifiers = append(req.Identifiers, acme.Identifier{Type: acme.TypeDNS, Value: n})
 	}

@@ -29,7 +29,7 @@ func (i *Issuer) Submit(ctx context.Context, req *acme.IssueRequest) (*acme.Issu
 		return nil, problem
 	}
 	if d := i.pace.held(); d > 0 {
-		return nil, &acme.NotSentError{After: d, Err: errors.New("Certificate Manager asked to wait")}
+		return nil, &acme.NotSentError{After: d, Err: errors.New("the service asked to wait")}
 	}
 	aside, cancel := context.WithTimeout(ctx, i.Timeout()/2)
 	defer cancel()
@@ -134,6 +134,16 @@ func (i *Issuer) again(ctx context.Context, req *acme.IssueRequest, l *lineage) 
 		if r == nil || r.Status != "0" && !issuedStatus(r.Status) {
 			continue
 		}
+		if issuedStatus(r.Status) {
+			certs, err := i.certificates(ctx, r.No)
+			if err != nil {
+				continue
+			}
+			leaf, chain := arrange(certs, req.CSR)
+			if acme.CheckIssued(req, &acme.Issuance{Leaf: leaf, Chain: chain}, i.roots, i.cfg.Now()) != nil {
+				continue // too old by now, for instance
+			}
+		}
 		t := a.Ticket
 		t.Since, t.Next, t.Looks, t.No, t.Order = i.cfg.Now().Unix(), 0, 0, r.No, r.OrderID
 		for n := range t.DCV {
@@ -163,23 +173,35 @@ func (i *Issuer) handOut(ctx context.Context, req *acme.IssueRequest, certID str
 // renewal is the reissue to ask for, nil if it has to be a new request. An
 // error means that it cannot be known now.
 func (i *Issuer) renewal(ctx context.Context, req *acme.IssueRequest, l *lineage) (*reissue, error) {
-	c := l.Live
-	if c == nil || i.cfg.Renewal == RenewNew || !i.cfg.Now().Before(c.End) || l.Refused == c.No && i.cfg.Renewal == RenewReissueThenNew {
+	if i.cfg.Renewal == RenewNew {
 		return nil, nil
 	}
-	rows, err := i.api.listAdvanced(ctx, c.Name)
-	if err != nil {
-		return nil, fmt.Errorf("look at certificate %d: %w", c.No, err)
+	var candidates []*ticket
+	if c := l.Live; c != nil && i.cfg.Now().Before(c.End) {
+		candidates = append(candidates, &ticket{Name: c.Name, No: c.No, Serial: c.Serial})
 	}
-	n := slices.IndexFunc(rows, func(r row) bool { return r.No == c.No })
-	if n < 0 || !issuedStatus(rows[n].Status) {
-		return nil, nil // expired, revoked or deleted: nothing to reissue
+	// What an order gave up and the service finished is paid for as well.
+	for n := len(l.Abandoned) - 1; n >= 0; n-- {
+		if a := &l.Abandoned[n]; i.cfg.Now().Before(a.Until) {
+			candidates = append(candidates, &a.Ticket)
+		}
 	}
-	re := &reissue{For: req.OrderID, Of: c.No, Serial: c.Serial, Name: requestName(req.OrderID)}
-	if i.cfg.ReissueSameName {
-		re.Name = c.Name
+	for _, c := range candidates {
+		rows, err := i.api.listAdvanced(ctx, c.Name)
+		if err != nil {
+			return nil, fmt.Errorf("look at certificate %d: %w", c.No, err)
+		}
+		r := match(rows, c)
+		if r == nil || !issuedStatus(r.Status) || l.Refused == r.No && i.cfg.Renewal == RenewReissueThenNew {
+			continue // expired, revoked, deleted or not done: nothing to reissue
+		}
+		re := &reissue{For: req.OrderID, Of: r.No, Serial: r.Serial, Name: requestName(req.OrderID)}
+		if i.cfg.ReissueSameName {
+			re.Name = c.Name
+		}
+		return re, nil
 	}
-	return re, nil
+	return nil, nil
 }
 
 func (i *Issuer) request(ctx context.Context, req *acme.IssueRequest, body request) (*acme.Issuance, error) {

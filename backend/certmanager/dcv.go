@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/acme-bridge/acme-bridge/acme"
+	"github.com/acme-bridge/acme-bridge/internal/ncloud"
 )
 
 // Bounds of one poll's work on validation.
@@ -65,6 +66,11 @@ func (i *Issuer) look(ctx context.Context, t *ticket) ([]acme.Event, error) {
 		}
 		looked++
 		r, err := i.api.dcv(ctx, t.No, d.Domain)
+		if e, ok := errors.AsType[*ncloud.Error](err); ok && e.Outcome == ncloud.OutcomeRefused && !e.Gateway {
+			// One name's refusal must not keep the others waiting.
+			i.cfg.Log.WarnContext(ctx, "validation of a name is not shown", "certificate", t.No, "identifier", d.Domain, "err", err)
+			err = nil
+		}
 		if err != nil {
 			return events, err
 		}

@@ -51,7 +51,7 @@ func (i *Issuer) Find(ctx context.Context, req *acme.IssueRequest) (*acme.Issuan
 	for _, t := range wanted {
 		r, err := i.lookup(ctx, t)
 		if err != nil {
-			return nil, err
+			return nil, i.alarmed(ctx, req, err)
 		}
 		if r != nil {
 			return found(t, r)

@@ -176,3 +176,79 @@ func TestReplicas(t *testing.T) {
 		t.Errorf("got %d certificates, %d paid, want %d", len(leaves), r.counters().Paid, len(reqs))
 	}
 }
+
+func TestWithoutTheCallsThatOnlyHelp(t *testing.T) {
+	for name, f := range map[string]ncloudtest.Fault{
+		"the feed fails":             {Kind: ncloudtest.Status, Status: 500, Operation: "listRecentCertChanges", Count: -1},
+		"the feed is refused":        {Kind: ncloudtest.Status, Status: 200, Body: `{"returnCode":"2101","returnMessage":"missing"}`, Operation: "listRecentCertChanges", Count: -1},
+		"validation is not shown":    {Kind: ncloudtest.Status, Status: 200, Body: `{"returnCode":"1000","returnMessage":"?"}`, Operation: "listDcvStatuses", Count: -1},
+		"validation cannot be asked": {Kind: ncloudtest.Status, Status: 503, Operation: "listDcvStatuses", Count: -1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, nil)
+			r.domain("example.com", DomainValid)
+			r.change(func(b *ncloudtest.CMBehaviour) { b.IssueDelayMS = 120_000 })
+			r.inject(f)
+			r.issue(r.request("o1", newKey(t), "a.example.com"))
+			if got := strings.Count(r.log.String(), "changes not read"); got > 1 {
+				t.Errorf("told %d times that the feed fails", got)
+			}
+		})
+	}
+}
+
+func TestWrongHost(t *testing.T) {
+	r := newRig(t, nil)
+	r.inject(ncloudtest.Fault{Kind: ncloudtest.Status, Status: 404, Operation: "advancedCertificateRequest", Body: `{"error":{"errorCode":"300","message":"Not Found Exception"}}`})
+	r.inject(ncloudtest.Fault{Kind: ncloudtest.Status, Status: 404, Operation: "listAdvancedCertificates", Count: -1, Body: `{"error":{"errorCode":"300","message":"Not Found Exception"}}`})
+	if e := r.run(r.request("o1", newKey(t), "a.example.com")); e.problem == nil || e.took > time.Minute {
+		t.Errorf("got %+v", e)
+	}
+}
+
+func TestKeysThatAreRefusedLater(t *testing.T) {
+	r := newRig(t, nil)
+	r.domain("example.com", DomainValid)
+	req := r.request("o1", newKey(t), "a.example.com")
+	req.Submitted = r.clock.Now()
+	got, err := r.Submit(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.change(func(b *ncloudtest.CMBehaviour) { b.SubAccount = true })
+	r.pass(got.RetryAfter)
+	if _, err := r.Poll(t.Context(), req, got.Ticket); err == nil {
+		t.Error("no error")
+	} else if _, ok := errors.AsType[*acme.Problem](err); ok || !strings.Contains(r.log.String(), "sub account's") {
+		t.Errorf("got %v: the order must go on, and the log tell why it does not\n%s", err, r.log)
+	}
+	r.change(func(b *ncloudtest.CMBehaviour) { b.SubAccount = false })
+	if got, err = r.Poll(t.Context(), req, got.Ticket); err != nil || got.Leaf == nil {
+		t.Errorf("got %+v, %v", got, err)
+	}
+}
+
+func TestLongLists(t *testing.T) {
+	r := newRig(t, func(_ *rig, cfg *Config) { cfg.Records = nil })
+	for n := range 250 {
+		if _, err := r.sim.AddCertificate(ncloudtest.CMSeed{Name: fmt.Sprintf("old-%d", n), Names: []string{fmt.Sprintf("n%d.example.net", n)}}); err != nil {
+			t.Fatal(err)
+		}
+		r.domain(fmt.Sprintf("d%d.example.net", n), DomainPending)
+	}
+	r.domain("example.com", DomainValid)
+	e := r.issue(r.request("o1", newKey(t), "a.example.com"))
+	rows, err := r.api.listAdvanced(t.Context(), "")
+	if err != nil || len(rows) != 251 {
+		t.Errorf("got %d rows, %v", len(rows), err)
+	}
+	if rows, err = r.api.listAll(t.Context(), ""); err != nil || len(rows) != 251 {
+		t.Errorf("got %d rows, %v", len(rows), err)
+	}
+	if list, err := r.ListDomains(t.Context()); err != nil || len(list) != 251 {
+		t.Errorf("got %d domains, %v", len(list), err)
+	}
+	if err := r.Revoke(t.Context(), e.got.Leaf, 0); err != nil { // the last of the list
+		t.Error(err)
+	}
+}

@@ -79,6 +79,7 @@ type feed struct {
 	mu     sync.Mutex
 	read   time.Time
 	status map[int64]string
+	failed bool // the last reading: told once
 }
 
 // hint is the feed's word for a certificate, "" if it says nothing new.
@@ -94,10 +95,11 @@ func (i *Issuer) hint(ctx context.Context, no int64) string {
 			window = feedInterval + feedOverlap
 		}
 		status, err := i.api.changes(ctx, int64(window/time.Second))
-		if err != nil {
-			i.cfg.Log.WarnContext(ctx, "changes not read, orders are looked at one by one", "err", err)
-		}
 		f.mu.Lock()
+		if err != nil && !f.failed {
+			i.cfg.Log.WarnContext(ctx, "changes not read, orders are looked at one by one until they can be", "err", err)
+		}
+		f.failed = err != nil
 		f.read, f.status = now, status // also after an error: the next one has its interval
 		f.mu.Unlock()
 		f.reading.Unlock()

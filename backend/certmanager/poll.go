@@ -60,7 +60,7 @@ func (i *Issuer) Poll(ctx context.Context, req *acme.IssueRequest, text string) 
 		if d := i.pace.held(); d > 0 { // 429: not worth an alarm, and everybody waits
 			return i.pending(t, d), nil
 		}
-		return nil, err
+		return nil, i.alarmed(ctx, req, err)
 	}
 	if r == nil {
 		return i.gone(ctx, req, t)
@@ -131,11 +131,14 @@ func (i *Issuer) gone(ctx context.Context, req *acme.IssueRequest, t *ticket) (*
 // ongoing looks at the names' validation.
 func (i *Issuer) ongoing(ctx context.Context, req *acme.IssueRequest, t *ticket) (*acme.Issuance, error) {
 	events, err := i.validation(ctx, req, t)
+	now := i.cfg.Now()
 	if err != nil {
 		i.cfg.Log.WarnContext(ctx, "validation not looked at, will look again", "order", req.OrderID, "certificate", t.No, "err", err)
-		return i.later(t, interval(t), events...), nil
+		// What could not be looked at is no ground to give up, but not for ever.
+		if now.Before(time.Unix(t.Since, 0).Add(2 * max(issueWithin, i.cfg.DCVTimeout))) {
+			return i.later(t, interval(t), events...), nil
+		}
 	}
-	now := i.cfg.Now()
 	done, looked := true, true
 	last := t.Since
 	for _, d := range t.DCV {

@@ -2,6 +2,7 @@ package certmanager
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -67,6 +68,21 @@ func (i *Issuer) notValidated(req *acme.IssueRequest, t *ticket, detail string) 
 		p.Subproblems = append(p.Subproblems, acme.Problemf(acme.DNS, "%s", text).For(id))
 	}
 	return p
+}
+
+// unknownToGateway reports a call that the gateway itself refuses, as it does
+// all calls if base_url is wrong.
+func unknownToGateway(err error) bool {
+	e, ok := errors.AsType[*ncloud.Error](err)
+	return ok && e.Gateway && e.Outcome == ncloud.OutcomeRefused
+}
+
+// alarmed logs an error that only the operator can mend, and returns it.
+func (i *Issuer) alarmed(ctx context.Context, req *acme.IssueRequest, err error) error {
+	if e, ok := errors.AsType[*ncloud.Error](err); ok && e.Outcome == ncloud.OutcomeUnauthorized {
+		i.cfg.Log.ErrorContext(ctx, "Certificate Manager refuses our credentials: "+explain(err), "order", req.OrderID, "err", err)
+	}
+	return err
 }
 
 // taken reports the service's words for a certificateName in use. Its code is

@@ -238,8 +238,7 @@ func (i *Issuer) submitFailed(ctx context.Context, err error, req *acme.IssueReq
 	case !ok || e.Applied != ncloud.No:
 		return nil, fmt.Errorf("%w: %w", acme.ErrOutcomeUnknown, err)
 	case e.Outcome == ncloud.OutcomeUnauthorized:
-		i.cfg.Log.ErrorContext(ctx, "Certificate Manager refuses our credentials: "+explain(err), "order", req.OrderID, "err", err)
-		return nil, acme.Problemf(acme.ServerInternal, "the certificate authority refused this server").WithCause(err)
+		return nil, acme.Problemf(acme.ServerInternal, "the certificate authority refused this server").WithCause(i.alarmed(ctx, req, err))
 	case e.Outcome != ncloud.OutcomeRefused:
 		return nil, &acme.NotSentError{After: e.Retry, Err: err}
 	}
@@ -248,7 +247,7 @@ func (i *Issuer) submitFailed(ctx context.Context, err error, req *acme.IssueReq
 	t := i.newTicket(req, row{}, re)
 	found, errFind := i.lookup(ctx, t)
 	switch {
-	case errFind != nil:
+	case errFind != nil && !(e.Gateway && unknownToGateway(errFind)):
 		return nil, fmt.Errorf("%w: refused, and whether an earlier attempt was accepted could not be read: %w", acme.ErrOutcomeUnknown, errors.Join(err, errFind))
 	case found != nil:
 		t.No, t.Order = found.No, found.OrderID

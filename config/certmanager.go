@@ -77,9 +77,6 @@ const (
 	defaultPrivateCAURL   = "https://pca.apigw.ntruss.com"
 	defaultCertManagerURL = "https://certificatemanager.apigw.ntruss.com"
 	defaultGlobalDNSURL   = "https://globaldns.apigw.ntruss.com"
-	// certManagerLifetime is what the service sells at present: public CAs may
-	// not go beyond 200 days since 2026-03-15.
-	certManagerLifetime = 198 * day
 )
 
 // certManagerKeyTypes are those that public CAs certify (CA/Browser Forum
@@ -154,12 +151,10 @@ func (d *decoder) certificateType(b *Backend, key string) {
 
 // certManagerProfile checks what depends on a public CA being behind a profile.
 func (d *decoder) certManagerProfile(p *Profile, key string) {
-	if !d.has(key + ".lifetime") {
-		p.Lifetime = certManagerLifetime
+	if d.has(key + ".lifetime") {
+		d.errorf(key+".lifetime", "cannot be set for Certificate Manager, which decides on the lifetime by itself: leave it out")
 	}
-	if p.Lifetime%day != 0 || p.Lifetime < day || p.Lifetime > 398*day {
-		d.errorf(key+".lifetime", "%s must be whole days, 1d to 398d: what Certificate Manager issues, since it sets the lifetime itself", p.Lifetime)
-	}
+	p.Lifetime = 0
 	if p.ClientValidity {
 		d.errorf(key+".client_validity", "cannot be true for Certificate Manager: it sets the validity itself")
 	}

@@ -26,8 +26,8 @@ func TestCertificateManagerNeedsNothingButItsCredentials(t *testing.T) {
 	if b.CertificateType != AdvancedDV || b.ValidationMethod != MethodKept || b.DCVTimeout.Std() != 30*time.Minute || b.Renewal != "reissue_then_new" || b.KeyCompromise != "refuse" || b.Publisher != "" {
 		t.Errorf("defaults %+v", b)
 	}
-	if p.ClientValidity || p.Lifetime != 198*day {
-		t.Errorf("the profile leaves the validity to clients (%t), or lasts %s", p.ClientValidity, p.Lifetime)
+	if p.ClientValidity || p.ACME("p").Lifetime != 0 {
+		t.Errorf("the profile leaves the validity to clients (%t), or asks for %s", p.ClientValidity, p.Lifetime)
 	}
 	if slices.Contains(p.KeyTypes, acme.Ed25519) || !slices.Contains(p.KeyTypes, acme.ECDSAP384) {
 		t.Errorf("key types %v", p.KeyTypes)
@@ -79,8 +79,7 @@ func TestWhatCertificateManagerCannotDoIsRefusedWithTheReason(t *testing.T) {
 		{"a publisher of Private CA", "publishers: {dns: {type: rfc2136}}\nbackends: {ca: {type: privateca, publisher: dns}}\n", "backends.ca.publisher: is only for backends of type certmanager"},
 
 		{"a client's validity", profile("client_validity: true"), "profiles.p.client_validity: cannot be true for Certificate Manager"},
-		{"hours", profile("lifetime: 36h"), "profiles.p.lifetime: 36h must be whole days, 1d to 398d"},
-		{"years", profile("lifetime: 3650d"), "profiles.p.lifetime: 3650d must be whole days, 1d to 398d"},
+		{"a lifetime", profile("lifetime: 90d"), "profiles.p.lifetime: cannot be set for Certificate Manager"},
 		{"an Edwards curve", profile("key_types: [rsa-2048, ed25519]"), "profiles.p.key_types[1]: ed25519 is not certified by public CAs"},
 		{"P-521", profile("key_types: [ecdsa-p521]"), "profiles.p.key_types[0]: ecdsa-p521 is not certified"},
 		{"names of this machine", profile("identifiers: {allow: ['*.LocalHost']}"), "profiles.p.identifiers.allow[0]:"},

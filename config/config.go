@@ -256,10 +256,9 @@ type Profile struct {
 	Description string `yaml:"description"`
 	// Backend names the CA. Default: the only backend.
 	Backend string `yaml:"backend"`
-	// Lifetime of certificates; whole days, 1d to 3650d, for Private CA. For
-	// Certificate Manager it is not asked for: the CA sets it, and here stands
-	// what it is known to issue, with which the certificate is compared.
-	// Default 90d, and 198d for Certificate Manager.
+	// Lifetime of certificates; whole days, 1d to 3650d, for Private CA. Default
+	// 90d. Certificate Manager decides on it by itself, so there the key must be
+	// left out and the value is 0.
 	Lifetime Duration `yaml:"lifetime"`
 	// ClientValidity lets clients ask for notBefore and notAfter within
 	// Lifetime. Default true for local backends, and always false for Private CA,

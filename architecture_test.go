@@ -34,6 +34,7 @@ var mayImport = map[string][]string{
 	"backend/certmanager": {"acme", "internal/ncloud"},
 	"backend/local":       {"acme"},
 	"backend/privateca":   {"acme", "internal/ncloud"},
+	"backend/upstream":    {"acme"},
 	"config":              {"acme"},
 	"internal/ncloud":     {},
 	"publisher":           {},

@@ -134,6 +134,12 @@ type Challenge struct {
 	// the thumbprint is the second half of the key authorization.
 	Thumbprint string `json:"thumb,omitempty"`
 	KeyEpoch   int    `json:"epoch,omitempty"`
+
+	// Relay is the record that the CA waits for, in a relay challenge only.
+	// Looks counts how often the CA was asked about it, Next is when to ask again.
+	Relay *RelayRecord `json:"relay,omitempty"`
+	Looks int          `json:"looks,omitempty"`
+	Next  time.Time    `json:"next,omitzero"`
 }
 
 // Ordered is the identifier as the order has it: with "*." for a wildcard.
@@ -232,7 +238,14 @@ func (o *Order) Clone() *Order {
 	c := *o
 	c.Authorizations = slices.Clone(o.Authorizations)
 	for i := range c.Authorizations {
-		c.Authorizations[i].Challenges = slices.Clone(c.Authorizations[i].Challenges)
+		challenges := slices.Clone(c.Authorizations[i].Challenges)
+		for j := range challenges {
+			if r := challenges[j].Relay; r != nil {
+				record := *r
+				challenges[j].Relay = &record
+			}
+		}
+		c.Authorizations[i].Challenges = challenges
 	}
 	if o.Intent != nil {
 		intent := *o.Intent
@@ -315,10 +328,7 @@ func (o *Order) Validated(authz int, t ChallengeType, problem *Problem, lifetime
 		ProofKey: ProofKey{AccountID: o.AccountID, Name: a.Ordered().Name()},
 		Method:   t, KeyEpoch: keyEpoch, Validated: now, Expires: a.Expires,
 	})
-	o.Wake = time.Time{}
-	if o.hasProcessingChallenge() {
-		o.Wake = now.Add(Handoff)
-	}
+	o.wakeForChallenges(now)
 	o.becomeReady()
 	return nil
 }
@@ -523,8 +533,6 @@ func (o *Order) challenge(authz int, t ChallengeType) (*Authorization, *Challeng
 	a := &o.Authorizations[authz]
 	return a, a.Challenge(t)
 }
-
-func (o *Order) hasProcessingChallenge() bool { return len(o.ProcessingChallenges()) > 0 }
 
 // maxHistory bounds what is kept of an order's history; the first events tell
 // what was asked, the last what came of it.

@@ -108,7 +108,8 @@ func fullOrder(t *testing.T) *Order {
 		ID: "order", Directory: "dir", AccountID: "acct", Profile: "profile", Status: StatusProcessing,
 		Authorizations: []Authorization{{
 			Identifier: dns("a.example")[0], Wildcard: true, Status: StatusValid, Expires: next(), Token: "token",
-			Challenges: []Challenge{{Type: DNS01, Status: StatusValid, Validated: next(), Error: fullProblem(), Thumbprint: "thumb", KeyEpoch: 2}},
+			Challenges: []Challenge{{Type: DNS01, Status: StatusValid, Validated: next(), Error: fullProblem(), Thumbprint: "thumb", KeyEpoch: 2,
+				Relay: &RelayRecord{Backend: "ca", Ref: "7 a.example", Type: "TXT", Name: "_validation.a.example", Value: "value", Expires: next()}, Looks: 3, Next: next()}},
 		}},
 		NotBefore: next(), NotAfter: next(), Created: next(), Expires: next(), Error: problem,
 		CSR: []byte("csr"), CSRHash: []byte("hash"), Intent: &Intent{Attempt: 1, Since: next(), Deadline: next(), Backend: "lab", LifetimeSeconds: 3600, Mark: "mark"},

@@ -18,8 +18,11 @@ type Profile struct {
 	// ClientValidity lets clients ask for notBefore and notAfter within Lifetime.
 	ClientValidity bool
 	Challenges     []ChallengeType
-	Identifiers    IdentifierPolicy
-	KeyTypes       []KeyType
+	// Relay is the type of the relay challenge (see [Relayer]), which names are
+	// offered that the CA could not certify otherwise; "" for none.
+	Relay       ChallengeType
+	Identifiers IdentifierPolicy
+	KeyTypes    []KeyType
 	// SubjectIgnored says that the backend takes no subject fields from the
 	// CSR, so that extra ones do no harm; otherwise they are refused.
 	SubjectIgnored bool
@@ -80,8 +83,8 @@ func (p *Proof) Holds(a *Account, now time.Time) bool {
 // Serves reports whether a proof makes the authorization of a new order valid:
 // the profile allows it, for this identifier and method, and there is time left.
 func (p *Proof) Serves(a *Account, profile *Profile, id Identifier, now time.Time) bool {
-	return profile.ReuseAuthorizations && p.Holds(a, now.Add(time.Hour)) &&
-		p.Name == id.Name() && slices.Contains(profile.ChallengesFor(id), p.Method)
+	return profile.ReuseAuthorizations && p.Holds(a, now.Add(time.Hour)) && p.Name == id.Name() &&
+		(slices.Contains(profile.ChallengesFor(id), p.Method) || p.Method != "" && p.Method == profile.Relay)
 }
 
 // An IdentifierPolicy says which names may be ordered.
@@ -122,7 +125,7 @@ func (p *Profile) check(id Identifier) *Problem {
 	if wildcard && !pol.Wildcards {
 		return Problemf(RejectedIdentifier, "wildcards are not allowed under profile %q", p.Name)
 	}
-	if len(p.ChallengesFor(id)) == 0 {
+	if len(p.ChallengesFor(id)) == 0 && p.Relay == "" {
 		return Problemf(RejectedIdentifier, "profile %q offers no challenge that can prove a wildcard", p.Name)
 	}
 	allowed := len(pol.Allow) == 0

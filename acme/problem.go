@@ -112,21 +112,28 @@ func (p *Problem) Unwrap() error { return p.Cause }
 
 // Combine makes one problem of several that concern different identifiers: the
 // single one itself, else their common type (or compound) with subproblems
-// (RFC 8555, Section 6.7.1).
+// (RFC 8555, Section 6.7.1), with the HTTP status that all of them have, or the
+// type's own.
 func Combine(detail string, subs []*Problem) *Problem {
 	if len(subs) == 0 {
 		return nil
 	}
-	t := subs[0].Type
+	t, status := subs[0].Type, subs[0].Status
 	for _, s := range subs[1:] {
 		if s.Type != t {
 			t = Compound
 		}
+		if s.Status != status {
+			status = 0
+		}
+	}
+	if status == 0 {
+		status = t.defaultStatus()
 	}
 	if len(subs) == 1 {
 		detail = subs[0].Detail
 	}
-	return &Problem{Type: t, Status: t.defaultStatus(), Detail: detail, Subproblems: subs}
+	return &Problem{Type: t, Status: status, Detail: detail, Subproblems: subs}
 }
 
 // Errors that stores return, and that handlers and the worker act on.

@@ -24,10 +24,13 @@ func (w *Worker) validate(ctx context.Context, o *acme.Order, ref acme.Challenge
 		w.expire(ctx, o, log)
 		return
 	}
-	policy := w.policy.Load()
-	dir := policy.Directories[o.Directory]
+	dir := w.policy.Load().Directories[o.Directory]
 	if dir == nil {
 		log.WarnContext(ctx, "order of a directory that is not configured", "directory", o.Directory)
+		return
+	}
+	if c.Relay != nil {
+		w.relay(ctx, o, ref, log)
 		return
 	}
 	err := dir.Validator.Validate(ctx, &acme.Validation{
@@ -41,13 +44,23 @@ func (w *Worker) validate(ctx context.Context, o *acme.Order, ref acme.Challenge
 		}
 		return
 	}
+	lifetime := time.Duration(0) // of a profile that is gone: the proof ends with the order
+	if p := dir.Profiles[o.Profile]; p != nil {
+		lifetime = p.AuthorizationLifetime
+	}
+	w.validated(ctx, o, ref, problem, func(now time.Time) time.Duration { return max(lifetime, o.Expires.Sub(now)) }, log)
+}
+
+// validated saves the outcome of a challenge: problem is nil if control was
+// proven, for as long as lifetime says.
+func (w *Worker) validated(ctx context.Context, o *acme.Order, ref acme.ChallengeRef, problem *acme.Problem, lifetime func(now time.Time) time.Duration, log *slog.Logger) {
 	// The outcome is known: it is saved even if the process is told to stop.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), saveWithin)
 	defer cancel()
 	w.Boundary("validated", o.ID)
 	now := w.Now()
-	if failed {
-		key := acme.FailedValidations(o.AccountID, a.Identifier, policy.FailedValidations)
+	if problem != nil {
+		key := acme.FailedValidations(o.AccountID, o.Authorizations[ref.Authorization].Identifier, w.policy.Load().FailedValidations)
 		if err := w.Store.Take(ctx, key, 1, now); err != nil && !isLimit(err) {
 			log.WarnContext(ctx, "failed validation not counted", "err", err)
 		}
@@ -56,17 +69,13 @@ func (w *Worker) validate(ctx context.Context, o *acme.Order, ref acme.Challenge
 		w.expire(ctx, o, log)
 		return
 	}
-	lifetime := time.Duration(0) // of a profile that is gone: the proof ends with the order
-	if p := dir.Profiles[o.Profile]; p != nil {
-		lifetime = p.AuthorizationLifetime
-	}
 	saved, changed, err := w.update(ctx, o, func(o *acme.Order) error {
-		return o.Validated(ref.Authorization, ref.Type, problem, max(lifetime, o.Expires.Sub(now)), now)
+		return o.Validated(ref.Authorization, ref.Type, problem, lifetime(now), now)
 	})
 	switch {
 	case err != nil:
 		log.WarnContext(ctx, "outcome of a validation not saved, it will be made again", "err", err)
-	case changed && failed:
+	case changed && problem != nil:
 		w.metrics.orderEnded(o.Profile, "invalid")
 		log.InfoContext(ctx, "validation failed", "problem", string(problem.Type), "detail", problem.Detail, "err", errors.Unwrap(problem))
 	case changed:

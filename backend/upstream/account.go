@@ -153,6 +153,13 @@ func (i *Issuer) newAccountKey() (*accountKey, error) {
 	return &accountKey{Directory: i.cfg.Directory, PKCS8: der}, nil
 }
 
+// How often, and with which pause, the account of a key is asked for whose
+// registration was refused.
+const (
+	askAgain = 4
+	askWait  = 500 * time.Millisecond
+)
+
 // register returns the URL of the key's account, which it makes if there is none.
 func (i *Issuer) register(ctx context.Context, k *accountKey) (string, error) {
 	c := i.newClient(k)
@@ -174,9 +181,16 @@ func (i *Issuer) register(ctx context.Context, k *accountKey) (string, error) {
 	case err == nil:
 		return "", errors.New("the answer to newAccount names no account")
 	}
-	// Another replica may have been faster with this key.
-	if url, err := i.registered(ctx, i.newClient(k)); err == nil {
-		return url, nil
+	// Another replica may have been faster with this key, and the server may
+	// still be making its account.
+	for range askAgain {
+		url, none := i.registered(ctx, c)
+		if none == nil {
+			return url, nil
+		}
+		if !errors.Is(none, client.ErrNoAccount) || i.cfg.Wait(ctx, askWait) != nil {
+			break
+		}
 	}
 	i.cfg.Log.ErrorContext(ctx, "upstream account cannot be registered", "err", err)
 	return "", fmt.Errorf("register the upstream account: %w", err)

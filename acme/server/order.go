@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"net/http"
 	"strconv"
 	"time"
@@ -129,12 +130,18 @@ func (s *Server) newOrder(w http.ResponseWriter, r *request) error {
 	if r.found.Limited != nil {
 		return limited(r.found.Limited)
 	}
-	if err := s.Preflight(r.Context(), profile.Backend, ids); err != nil {
+	limits := acme.OrderLimits{
+		Rate: acme.LimitKey{Scope: "new_orders_per_account", Subject: r.account.ID, Limit: r.policy.Limits.NewOrdersPerAccount},
+		Open: r.policy.Limits.PendingOrdersPerAccount,
+	}
+	records, err := s.preflight(r, profile, ids, limits.Rate, now)
+	if err != nil {
 		return err
 	}
 	proofs := make([]*acme.Proof, len(ids))
 	for i, p := range r.found.Proofs {
-		if p.Serves(r.account, profile, ids[i], now) {
+		// A proof to us does not help the CA where it needs a record.
+		if records[i] == nil && p.Serves(r.account, profile, ids[i], now) {
 			proofs[i] = p
 		}
 	}
@@ -143,9 +150,13 @@ func (s *Server) newOrder(w http.ResponseWriter, r *request) error {
 		return err
 	}
 	o.NotBefore, o.NotAfter = body.NotBefore.UTC().Truncate(time.Second), body.NotAfter.UTC().Truncate(time.Second)
-	limits := acme.OrderLimits{
-		Rate: acme.LimitKey{Scope: "new_orders_per_account", Subject: r.account.ID, Limit: r.policy.Limits.NewOrdersPerAccount},
-		Open: r.policy.Limits.PendingOrdersPerAccount,
+	for i, record := range records {
+		if record == nil {
+			continue
+		}
+		if err := o.OfferRelay(i, profile.Relay, record); err != nil {
+			return fmt.Errorf("offer the relay challenge: %w", err)
+		}
 	}
 	if err := s.Store.CreateOrder(r.Context(), o, limits, now); err != nil {
 		return limited(err)
@@ -293,13 +304,23 @@ type challengeObject struct {
 	Validated time.Time          `json:"validated,omitzero"`
 	Error     *acme.Problem      `json:"error,omitempty"`
 	Token     string             `json:"token"`
+
+	// Of a relay challenge: the record that the CA waits for, and until when.
+	RecordType    string    `json:"recordType,omitempty"`
+	RecordName    string    `json:"recordName,omitempty"`
+	RecordValue   string    `json:"recordValue,omitempty"`
+	RecordExpires time.Time `json:"recordExpires,omitzero"`
 }
 
 func (s *Server) challengeObject(dir *Directory, o *acme.Order, i int, c *acme.Challenge) challengeObject {
-	return challengeObject{
+	object := challengeObject{
 		Type: c.Type, URL: s.challengeURL(dir, o.ID, i, c.Type), Status: c.Status,
-		Validated: c.Validated, Error: c.Error, Token: o.Authorizations[i].Token,
+		Validated: c.Validated, Error: c.Error, Token: o.Authorizations[i].Token, // here too: clients stumble over its absence
 	}
+	if r := c.Relay; r != nil {
+		object.RecordType, object.RecordName, object.RecordValue, object.RecordExpires = r.Type, r.Name, r.Value, r.Expires
+	}
+	return object
 }
 
 // authorization reads or deactivates an authorization (RFC 8555, Sections 7.5
@@ -333,8 +354,8 @@ func (s *Server) authorization(w http.ResponseWriter, r *request) error {
 	}
 	for j := range a.Challenges {
 		body.Challenges[j] = s.challengeObject(r.dir, o, i, &a.Challenges[j])
-		if a.Challenges[j].Status == acme.StatusProcessing {
-			w.Header().Set("Retry-After", strconv.Itoa(ceilSeconds(retryChallenge)))
+		if c := &a.Challenges[j]; c.Status == acme.StatusProcessing {
+			w.Header().Set("Retry-After", strconv.Itoa(ceilSeconds(s.retryAfter(c))))
 		}
 	}
 	return reply(w, http.StatusOK, body)
@@ -360,7 +381,7 @@ func (s *Server) challenge(w http.ResponseWriter, r *request) error {
 		return acme.ErrNotFound
 	}
 	if c.Status == acme.StatusProcessing {
-		w.Header().Set("Retry-After", strconv.Itoa(ceilSeconds(retryChallenge)))
+		w.Header().Set("Retry-After", strconv.Itoa(ceilSeconds(s.retryAfter(c))))
 	}
 	addLink(w, s.authzURL(r.dir, o.ID, i), "up")
 	return reply(w, http.StatusOK, s.challengeObject(r.dir, o, i, c))

@@ -119,13 +119,18 @@ func (d *decoder) checkCertManager(c *Config, b *Backend, key string) {
 	for i, r := range b.Resolvers {
 		d.address(fmt.Sprintf("%s.resolvers[%d]", key, i), r, false)
 	}
-	if b.RootsFile == "" {
+	d.rootsFile(key+".roots_file", b.RootsFile)
+}
+
+// rootsFile checks a file of PEM certificates, if one is named.
+func (d *decoder) rootsFile(key, path string) {
+	if path == "" {
 		return
 	}
-	if data, err := d.src.file(b.RootsFile, maxFile); err != nil {
-		d.errorf(key+".roots_file", "cannot be read: %v", err)
+	if data, err := d.src.file(path, maxFile); err != nil {
+		d.errorf(key, "cannot be read: %v", err)
 	} else if !x509.NewCertPool().AppendCertsFromPEM(data) {
-		d.errorf(key+".roots_file", "has no PEM certificate in it")
+		d.errorf(key, "has no PEM certificate in it")
 	}
 }
 
@@ -151,16 +156,7 @@ func (d *decoder) certificateType(b *Backend, key string) {
 
 // certManagerProfile checks what depends on a public CA being behind a profile.
 func (d *decoder) certManagerProfile(p *Profile, key string) {
-	if d.has(key + ".lifetime") {
-		d.errorf(key+".lifetime", "cannot be set for Certificate Manager, which decides on the lifetime by itself: leave it out")
-	}
-	p.Lifetime = 0
-	if p.ClientValidity {
-		d.errorf(key+".client_validity", "cannot be true for Certificate Manager: it sets the validity itself")
-	}
-	if !d.has(key + ".key_types") {
-		p.KeyTypes = certManagerKeyTypes()
-	}
+	d.chosenByCA(p, key, "Certificate Manager", "it")
 	for i, t := range p.KeyTypes {
 		if slices.Contains(acme.KeyTypes, t) && !slices.Contains(certManagerKeyTypes(), t) {
 			d.errorf(fmt.Sprintf("%s.key_types[%d]", key, i), "%s is not certified by public CAs: RSA, ecdsa-p256 and ecdsa-p384 are", t)
@@ -171,6 +167,21 @@ func (d *decoder) certManagerProfile(p *Profile, key string) {
 		if name == "localhost" || strings.HasSuffix(name, ".localhost") {
 			d.errorf(fmt.Sprintf("%s.identifiers.allow[%d]", key, i), "%q is this machine's own name (RFC 6761), which no public CA certifies", clip(name))
 		}
+	}
+}
+
+// chosenByCA leaves the validity to a CA that lets nobody choose it, and offers
+// the keys that public CAs certify.
+func (d *decoder) chosenByCA(p *Profile, key, ca, it string) {
+	if d.has(key + ".lifetime") {
+		d.errorf(key+".lifetime", "cannot be set for %s, which decides on the lifetime by itself: leave it out", ca)
+	}
+	p.Lifetime = 0
+	if p.ClientValidity {
+		d.errorf(key+".client_validity", "cannot be true for %s: %s sets the validity itself", ca, it)
+	}
+	if !d.has(key + ".key_types") {
+		p.KeyTypes = certManagerKeyTypes()
 	}
 }
 

@@ -150,8 +150,12 @@ func (d *decoder) checkTLSAuto(c *Config, host string) {
 			return
 		}
 		t.Profile = keysOf(c.Profiles)[0]
-		if b := c.Backends[c.Profiles[t.Profile].Backend]; b != nil && b.Type == BackendCertManager {
-			d.errorf(key, "is required: the only profile, %s, buys from Certificate Manager; name it if the server's own certificate shall be bought, or use server.tls.mode: files", t.Profile)
+		if b := c.Backends[c.Profiles[t.Profile].Backend]; b != nil && (b.Type == BackendCertManager || b.Type == BackendACME) {
+			from := "buys from Certificate Manager"
+			if b.Type == BackendACME {
+				from = "orders from another ACME server"
+			}
+			d.errorf(key, "is required: the only profile, %s, %s; name it if the server's own certificate shall come from there, or use server.tls.mode: files", t.Profile, from)
 			return
 		}
 	}
@@ -298,14 +302,13 @@ func (d *decoder) checkBackends(c *Config) {
 			tags[tag] = name
 		case BackendCertManager:
 			d.checkCertManager(c, b, key)
+		case BackendACME:
+			d.checkACME(c, b, key)
 		case "":
-			d.errorf(key+".type", "is required: local, privateca or certmanager")
-			continue
-		case "acme":
-			d.errorf(key+".type", "%s: not supported yet: use local, privateca or certmanager", b.Type)
+			d.errorf(key+".type", "is required: local, privateca, certmanager or acme")
 			continue
 		default:
-			d.oneOf(key+".type", b.Type, BackendLocal, BackendPrivateCA, BackendCertManager)
+			d.oneOf(key+".type", b.Type, BackendLocal, BackendPrivateCA, BackendCertManager, BackendACME)
 			continue
 		}
 		d.foreignKeys(b, b.Type, "backends", key)

@@ -151,14 +151,21 @@ const (
 	BackendLocal       = "local"
 	BackendPrivateCA   = "privateca"
 	BackendCertManager = "certmanager"
+	BackendACME        = "acme"
+)
+
+// The modes of a backend of type acme.
+const (
+	ModePre   = "pre"
+	ModeDNS01 = "dns01"
 )
 
 // A Backend is a certificate authority. The tag for:"..." names the types that a
 // key belongs to.
 type Backend struct {
 	// Type is "local" (a CA of our own, made on first start), "privateca" (NAVER
-	// Cloud Private CA) or "certmanager" (NAVER Cloud Certificate Manager, a
-	// public CA). Required.
+	// Cloud Private CA), "certmanager" (NAVER Cloud Certificate Manager, a public
+	// CA) or "acme" (another ACME server, such as NAVER Cloud's own). Required.
 	Type string `yaml:"type"`
 
 	// Path is the directory of the local CA's keys and certificates; it is made
@@ -186,8 +193,9 @@ type Backend struct {
 	// SendKeyType sends keyType and keyBits with each request, for CAs that
 	// refuse requests without them. Default false.
 	SendKeyType bool `yaml:"send_key_type" for:"privateca"`
-	// Timeout is the deadline of one call; 1s to 2m. Default 30s.
-	Timeout Duration `yaml:"timeout" for:"privateca certmanager"`
+	// Timeout is the deadline of one call; 1s to 2m, for type acme 1s to 1m.
+	// Default 30s.
+	Timeout Duration `yaml:"timeout" for:"privateca certmanager acme"`
 	// MaxInFlight is the most calls at a time; 1 to 256. Default 16.
 	MaxInFlight int `yaml:"max_in_flight" for:"privateca certmanager"`
 
@@ -202,8 +210,9 @@ type Backend struct {
 	// Default PD.
 	ValidationMethod string `yaml:"validation_method" for:"certmanager"`
 	// Publisher names who writes the CA's record where a domain is not validated
-	// yet. Default: none, the operator does (acme-bridge domain add).
-	Publisher string `yaml:"publisher" for:"certmanager"`
+	// yet. Default: none, the operator does (acme-bridge domain add). Required for
+	// type acme in mode dns01, and only for that mode there.
+	Publisher string `yaml:"publisher" for:"certmanager acme"`
 	// DCVTimeout is how long the CA may take to see a record; 1m to 7d. Default
 	// 30m.
 	DCVTimeout Duration `yaml:"dcv_timeout" for:"certmanager"`
@@ -224,7 +233,34 @@ type Backend struct {
 	Resolvers []string `yaml:"resolvers" for:"certmanager"`
 	// RootsFile is a PEM file of roots that issued certificates may lead to
 	// besides the system's. Default: none.
-	RootsFile string `yaml:"roots_file" for:"certmanager"`
+	RootsFile string `yaml:"roots_file" for:"certmanager acme"`
+
+	// Directory is the URL of the other ACME server's directory: https, or http
+	// to a loopback address. Required.
+	Directory string `yaml:"directory" for:"acme"`
+	// DirectoryRootsFile is a PEM file of roots that the other server's own TLS
+	// certificate may lead to besides the system's. Default: none.
+	DirectoryRootsFile string `yaml:"directory_roots_file" for:"acme"`
+	// Mode is how the other server has a domain proven: "pre", its operator has
+	// validated the domains there beforehand, or "dns01", the Publisher answers
+	// its dns-01 challenges. Default pre.
+	Mode string `yaml:"mode" for:"acme"`
+	// EABKeyID and EABKey, in Base64url, are the external account binding that the
+	// account is registered with (RFC 8555, Section 7.3.4). Most servers take one
+	// once. Default: none.
+	EABKeyID string `yaml:"eab_key_id" for:"acme"`
+	EABKey   Secret `yaml:"eab_key" for:"acme"`
+	// Contact are mailto: URLs for the account. Default: none.
+	Contact []string `yaml:"contact" for:"acme"`
+	// AgreeTerms says that you agree to the other server's terms of service.
+	// Default false, which only a server without terms accepts.
+	AgreeTerms bool `yaml:"agree_terms" for:"acme"`
+	// Profile is asked for in orders, if the other server has profiles. Default:
+	// none, the server's own choice.
+	Profile string `yaml:"profile" for:"acme"`
+	// OrderTimeout is how long an order at the other server may wait for its
+	// authorizations; 1m to 7d. Default 30m.
+	OrderTimeout Duration `yaml:"order_timeout" for:"acme"`
 }
 
 // A Validation is a zone of the network from which challenges may be answered.
@@ -257,19 +293,21 @@ type Profile struct {
 	// Backend names the CA. Default: the only backend.
 	Backend string `yaml:"backend"`
 	// Lifetime of certificates; whole days, 1d to 3650d, for Private CA. Default
-	// 90d. Certificate Manager decides on it by itself, so there the key must be
-	// left out and the value is 0.
+	// 90d. Certificate Manager and other ACME servers decide on it by themselves,
+	// so there the key must be left out and the value is 0.
 	Lifetime Duration `yaml:"lifetime"`
 	// ClientValidity lets clients ask for notBefore and notAfter within
 	// Lifetime. Default true for local backends, and always false for Private CA,
-	// which counts whole days, and Certificate Manager, which sets them itself.
+	// which counts whole days, and Certificate Manager and other ACME servers,
+	// which set them themselves.
 	ClientValidity bool `yaml:"client_validity"`
 	// Challenges that are offered: http-01, dns-01, tls-alpn-01. Default: all.
 	Challenges  []acme.ChallengeType `yaml:"challenges"`
 	Identifiers Identifiers          `yaml:"identifiers"`
 	// KeyTypes that a CSR's key may have: ecdsa-p256, ecdsa-p384, ecdsa-p521,
 	// rsa-2048, rsa-3072, rsa-4096, ed25519. Default: all but ecdsa-p521, and for
-	// Certificate Manager, which certifies neither, not ed25519 either.
+	// Certificate Manager, which certifies neither, and other ACME servers not
+	// ed25519 either.
 	KeyTypes []acme.KeyType `yaml:"key_types"`
 	// OrderLifetime is how long an order waits for its validations and for
 	// finalize; 5m to 30d. Default 24h.
@@ -389,6 +427,9 @@ func (b *Backend) setDefaults() {
 		DCVTimeout:       seconds(30 * 60),
 		Renewal:          "reissue_then_new",
 		KeyCompromise:    "refuse",
+
+		Mode:         ModePre,
+		OrderTimeout: seconds(30 * 60),
 	}
 }
 

@@ -208,7 +208,6 @@ func TestWhatComesLaterIsRefusedButItsEmptyValueIsNot(t *testing.T) {
 	for _, tt := range []struct{ text, key string }{
 		{"directories: {default: {external_account_required: true}}", "directories.default.external_account_required"},
 		{"directories: {default: {caa_identities: [corp.example]}}", "directories.default.caa_identities"},
-		{"backends: {b: {type: acme}}", "backends.b.type"},
 		{"profiles: {p: {identifiers: {types: [dns, ip]}}}", "profiles.p.identifiers.types[1]"},
 		{"tracing: {otlp_endpoint: 'http://127.0.0.1:4318'}", "tracing.otlp_endpoint"},
 	} {
@@ -374,7 +373,7 @@ func TestCommandsNeedOnlyTheAdminPartOfAFile(t *testing.T) {
 
 func example(t *testing.T) []byte {
 	t.Helper()
-	for _, name := range []string{"ACME_BRIDGE_ADMIN_TOKEN", "REDIS_PASSWORD", "NCP_ACCESS_KEY", "NCP_SECRET_KEY", "TSIG_SECRET"} {
+	for _, name := range []string{"ACME_BRIDGE_ADMIN_TOKEN", "REDIS_PASSWORD", "NCP_ACCESS_KEY", "NCP_SECRET_KEY", "TSIG_SECRET", "UPSTREAM_EAB_KEY"} {
 		t.Setenv(name, "0123456789abcdef-not-a-real-secret")
 	}
 	data, err := os.ReadFile("../config.example.yaml")

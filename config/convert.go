@@ -46,7 +46,7 @@ func (c *Config) ACMEProfiles() map[string]*acme.Profile {
 func (c *Config) DrainTime() time.Duration {
 	longest := c.Server.FinalizeHold
 	for _, b := range c.Backends {
-		if b.Type == BackendPrivateCA || b.Type == BackendCertManager {
+		if b.Type != BackendLocal {
 			longest = max(longest, b.Timeout)
 		}
 	}

@@ -210,6 +210,41 @@ func LoadAdmin(path string) (*Admin, error) {
 	return &c.Admin, nil
 }
 
+// LoadCertManager reads only how one backend of type certmanager is reached, for
+// commands that call the service themselves: neither other secrets nor other
+// files of the configuration need to be there.
+func LoadCertManager(path, name string) (*Backend, error) {
+	data, err := readFile(path, maxFile)
+	if err != nil {
+		return nil, fmt.Errorf("config: %w", err)
+	}
+	d := newDecoder(path)
+	c := d.config(data)
+	key := join("backends", printable(name))
+	needed := map[string]bool{"": true, "backends": true, key: true}
+	for _, k := range []string{"type", "base_url", "access_key", "secret_key", "timeout"} {
+		needed[key+"."+k] = true
+	}
+	var errs Errors
+	for _, e := range d.errs {
+		if needed[e.Key] {
+			errs = append(errs, e)
+		}
+	}
+	b := c.Backends[name]
+	switch {
+	case len(errs) > 0:
+		return nil, errs
+	case b == nil:
+		d.errs = nil
+		d.dangling("backends", name, "backend", "backends", keysOf(c.Backends))
+		return nil, d.errs
+	case b.Type != BackendCertManager:
+		return nil, Errors{{File: path, Line: max(d.lines[key], 1), Key: key, Text: fmt.Sprintf("is of type %s: name a backend of type %s", b.Type, BackendCertManager)}}
+	}
+	return b, nil
+}
+
 // LookupSecret returns the secret that a text stands for, as in a file: itself,
 // env:NAME or file:PATH.
 func LookupSecret(text string) (Secret, error) {

@@ -44,6 +44,10 @@ func (d *decoder) profileBackend(c *Config, p *Profile, key string) {
 		d.certManagerProfile(p, key)
 		return
 	}
+	if b != nil && b.Type == BackendACME {
+		d.chosenByCA(p, key, "another ACME server", "the server")
+		return
+	}
 	if b == nil || b.Type != BackendPrivateCA {
 		d.between(key+".lifetime", p.Lifetime, seconds(300), 3650*day)
 		p.ClientValidity = p.ClientValidity || !d.has(key+".client_validity")

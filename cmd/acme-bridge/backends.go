@@ -82,6 +82,10 @@ func (a *app) newBackend(ctx context.Context, name string, cfg *config.Backend, 
 		if err := a.certManager(b, name, publishers[cfg.Publisher]); err != nil {
 			return nil, err
 		}
+	case config.BackendACME:
+		if err := a.upstream(b, name, publishers[cfg.Publisher]); err != nil {
+			return nil, err
+		}
 	default:
 		return nil, fmt.Errorf("type %q is unknown", cfg.Type)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -115,6 +116,9 @@ func (d *decoder) checkCertManager(c *Config, b *Backend, key string) {
 	d.between(key+".dcv_timeout", b.DCVTimeout, seconds(60), 7*day)
 	d.oneOf(key+".renewal", b.Renewal, "reissue_then_new", "reissue", "new")
 	d.oneOf(key+".key_compromise", b.KeyCompromise, "refuse", "unspecified")
+	if !relayForm.MatchString(string(b.RelayChallenge)) || slices.Contains(publicChallenges(), b.RelayChallenge) {
+		d.errorf(key+".relay_challenge", "%q must be a private name: a vendor's prefix, -, and more lower-case letters, digits and -, at most 40, such as ncp-dcv-01", clip(string(b.RelayChallenge)))
+	}
 	d.callLimits(b, key)
 	for i, r := range b.Resolvers {
 		d.address(fmt.Sprintf("%s.resolvers[%d]", key, i), r, false)
@@ -131,6 +135,37 @@ func (d *decoder) rootsFile(key, path string) {
 		d.errorf(key, "cannot be read: %v", err)
 	} else if !x509.NewCertPool().AppendCertsFromPEM(data) {
 		d.errorf(key, "has no PEM certificate in it")
+	}
+}
+
+var relayForm = regexp.MustCompile(`^[a-z0-9]+-[a-z0-9-]{1,32}$`)
+
+// publicChallenges are names that mean something else (IANA's registry of ACME
+// validation methods, and drafts).
+func publicChallenges() []acme.ChallengeType {
+	return []acme.ChallengeType{acme.HTTP01, acme.DNS01, acme.TLSALPN01, "tls-sni-01", "tls-sni-02", "proof-of-possession-01",
+		"email-reply-00", "tkauth-01", "onion-csr-01", "bp-nodeid-00", "device-attest-01", "dns-account-01", "dns-02", "dns-persist-01"}
+}
+
+// relayOf is the relay challenge of a profile's backend, "" if it has none.
+func (c *Config) relayOf(p *Profile) acme.ChallengeType {
+	if b := c.Backends[p.Backend]; b != nil && b.Type == BackendCertManager {
+		return b.RelayChallenge
+	}
+	return ""
+}
+
+// challenges checks what a profile offers: the relay only beside others, since
+// it is for domains that are not validated, once each.
+func (d *decoder) challenges(c *Config, p *Profile, key string) {
+	allowed := []acme.ChallengeType{acme.HTTP01, acme.DNS01, acme.TLSALPN01}
+	relay := c.relayOf(p)
+	if relay != "" && !slices.Contains(allowed, relay) {
+		allowed = append(allowed, relay)
+	}
+	checkList(d, key, p.Challenges, allowed)
+	if relay != "" && len(p.Challenges) == 1 && p.Challenges[0] == relay {
+		d.errorf(key, "has %s only, which serves until a domain is validated: name another one beside it", relay)
 	}
 }
 

@@ -40,6 +40,26 @@ func TestCertificateManagerNeedsNothingButItsCredentials(t *testing.T) {
 	}
 }
 
+func TestTheRelayChallengeIsOfferedByProfilesThatListIt(t *testing.T) {
+	relay := func(challenges, name string) string {
+		return strings.Replace(publicDV, "profiles: {p: {}}", "profiles: {p: {"+challenges+"}}", 1) + name + "}}\n"
+	}
+	for _, tt := range []struct {
+		name, text string
+		relay      acme.ChallengeType
+		others     []acme.ChallengeType
+	}{
+		{"not listed", relay("", ""), "", []acme.ChallengeType{acme.HTTP01, acme.DNS01, acme.TLSALPN01}},
+		{"listed", relay("challenges: [http-01, ncp-dcv-01]", ""), "ncp-dcv-01", []acme.ChallengeType{acme.HTTP01}},
+		{"under another name", relay("challenges: [corp-dcv-1, dns-01]", "relay_challenge: corp-dcv-1"), "corp-dcv-1", []acme.ChallengeType{acme.DNS01}},
+	} {
+		p := parse(t, tt.text).ACMEProfiles()["p"]
+		if p.Relay != tt.relay || !slices.Equal(p.Challenges, tt.others) {
+			t.Errorf("%s: got %q beside %v, want %q beside %v", tt.name, p.Relay, p.Challenges, tt.relay, tt.others)
+		}
+	}
+}
+
 func TestOrganizationsArePossible(t *testing.T) {
 	c := parse(t, publicDV+"certificate_type: NCP_PAID_OV_01, organization_no: 50000000001, validation_method: D, publisher: dns}}\n")
 	if got := c.Backends["dv"].OrganizationNo; got != 50000000001 {
@@ -56,6 +76,12 @@ func TestWhatCertificateManagerCannotDoIsRefusedWithTheReason(t *testing.T) {
 		return strings.Replace(publicDV, "profiles: {p: {}}", "profiles: {p: {"+text+"}}", 1) + "}}\n"
 	}
 	for _, tt := range []struct{ name, text, want string }{
+		{"a relay alone", profile("challenges: [ncp-dcv-01]"), "profiles.p.challenges: has ncp-dcv-01 only"},
+		{"a relay of another name", profile("challenges: [http-01, ncp-dcv-02]"), `profiles.p.challenges[1]: "ncp-dcv-02" must be one of http-01, dns-01, tls-alpn-01, ncp-dcv-01`},
+		{"a relay that is a standard type", publicDV + "relay_challenge: dns-01}}\n", `backends.dv.relay_challenge: "dns-01" must be a private name`},
+		{"a relay that is a draft's", publicDV + "relay_challenge: dns-persist-01}}\n", "must be a private name"},
+		{"a relay without prefix", publicDV + "relay_challenge: relay}}\n", "must be a private name"},
+		{"a relay that is no path", publicDV + "relay_challenge: 'ncp-dcv/1'}}\n", "must be a private name"},
 		{"Cloud Basic", publicDV + "certificate_type: CLOUD_BASIC}}\n", `backends.dv.certificate_type: "CLOUD_BASIC": Cloud Basic takes no CSR`},
 		{"Global Edge", publicDV + "certificate_type: 'Global Edge'}}\n", "Global Edge takes no CSR"},
 		{"a private certificate", publicDV + "certificate_type: NCP_PRIVATE_SSL}}\n", "use a backend of type privateca"},

@@ -224,6 +224,11 @@ type Backend struct {
 	// service does not know: "refuse" (badRevocationReason), or revoke all the
 	// same as "unspecified" and log an error. Default refuse.
 	KeyCompromise string `yaml:"key_compromise" for:"certmanager"`
+	// RelayChallenge is the name of the private challenge type by which a client
+	// validates a domain at the CA itself: it publishes the CA's record, which the
+	// challenge tells. Offered by profiles that list it among their challenges, for
+	// names that the CA could not certify otherwise. Default ncp-dcv-01.
+	RelayChallenge acme.ChallengeType `yaml:"relay_challenge" for:"certmanager"`
 	// ReissueSameName asks for reissues under the name of the certificate that is
 	// replaced, in place of one made from the order; which of them the service
 	// wants is not documented. Default false.
@@ -301,7 +306,9 @@ type Profile struct {
 	// which counts whole days, and Certificate Manager and other ACME servers,
 	// which set them themselves.
 	ClientValidity bool `yaml:"client_validity"`
-	// Challenges that are offered: http-01, dns-01, tls-alpn-01. Default: all.
+	// Challenges that are offered: http-01, dns-01, tls-alpn-01, and with a
+	// backend of Certificate Manager its relay_challenge beside these. Default: the
+	// first three.
 	Challenges  []acme.ChallengeType `yaml:"challenges"`
 	Identifiers Identifiers          `yaml:"identifiers"`
 	// KeyTypes that a CSR's key may have: ecdsa-p256, ecdsa-p384, ecdsa-p521,
@@ -427,6 +434,7 @@ func (b *Backend) setDefaults() {
 		DCVTimeout:       seconds(30 * 60),
 		Renewal:          "reissue_then_new",
 		KeyCompromise:    "refuse",
+		RelayChallenge:   "ncp-dcv-01",
 
 		Mode:         ModePre,
 		OrderTimeout: seconds(30 * 60),

@@ -8,8 +8,8 @@ import (
 	"github.com/acme-bridge/acme-bridge/acme"
 )
 
-// ACME returns the profile as the core knows it. SubjectIgnored is not set: it
-// is a property of the backend, which the caller has.
+// ACME returns the profile as the core knows it. SubjectIgnored and Relay are
+// not set: they depend on the backend, which the caller has.
 func (p *Profile) ACME(name string) *acme.Profile {
 	return &acme.Profile{
 		Name:           name,
@@ -36,7 +36,12 @@ func (p *Profile) ACME(name string) *acme.Profile {
 func (c *Config) ACMEProfiles() map[string]*acme.Profile {
 	profiles := make(map[string]*acme.Profile, len(c.Profiles))
 	for name, p := range c.Profiles {
-		profiles[name] = p.ACME(name)
+		profile := p.ACME(name)
+		if i := slices.Index(profile.Challenges, c.relayOf(p)); i >= 0 {
+			profile.Relay = profile.Challenges[i]
+			profile.Challenges = slices.Delete(profile.Challenges, i, i+1)
+		}
+		profiles[name] = profile
 	}
 	return profiles
 }

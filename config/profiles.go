@@ -20,7 +20,7 @@ func (d *decoder) checkProfiles(c *Config) {
 			p.Description = name
 		}
 		d.profileBackend(c, p, key)
-		checkList(d, key+".challenges", p.Challenges, []acme.ChallengeType{acme.HTTP01, acme.DNS01, acme.TLSALPN01})
+		d.challenges(c, p, key+".challenges")
 		checkList(d, key+".key_types", p.KeyTypes, acme.KeyTypes)
 		d.checkIdentifiers(&p.Identifiers, key+".identifiers")
 		d.between(key+".order_lifetime", p.OrderLifetime, seconds(300), 30*day)

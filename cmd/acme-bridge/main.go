@@ -4,7 +4,7 @@
 // main.go has the commands, serve.go runs the server, and build.go makes its
 // parts from the configuration, with backends.go and publishers.go: the switches
 // that pick store, backends and publishers. domain.go and order.go ask a server
-// that runs, by adminclient.go.
+// that runs, by adminclient.go; cm.go asks Certificate Manager itself.
 package main
 
 import (
@@ -65,7 +65,7 @@ func rootCommand() *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see acme-bridge help", err)}
 	})
-	root.AddCommand(serveCommand(), configCommand(), domainCommand(), orderCommand(), &cobra.Command{
+	root.AddCommand(serveCommand(), configCommand(), domainCommand(), orderCommand(), cmCommand(), &cobra.Command{
 		Use:   "version",
 		Short: "Print the version",
 		Args:  usage(cobra.NoArgs),

@@ -106,7 +106,7 @@ func newHTTPClient(cfg *Config, m *metrics, tlsConfig *tls.Config) *http.Client 
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		Transport: &transport{
 			next: &http.Transport{
-				Proxy:       http.ProxyFromEnvironment,
+				Proxy:       nil, // the environment is not asked: a proxy for other programs is none of ours
 				DialContext: (&net.Dialer{Timeout: 5 * time.Second}).DialContext, TLSClientConfig: tlsConfig, TLSHandshakeTimeout: 5 * time.Second,
 				ForceAttemptHTTP2: true, MaxConnsPerHost: maxConnections, MaxIdleConnsPerHost: maxConnections, IdleConnTimeout: 30 * time.Second,
 				MaxResponseHeaderBytes: 64 << 10,

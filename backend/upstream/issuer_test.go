@@ -434,3 +434,44 @@ func TestUpstreamThatHangsOrSendsTooMuch(t *testing.T) {
 		cancel()
 	}
 }
+
+// The ticket that knew of the record was lost in a crash, and meanwhile the
+// validation has failed.
+func TestRecordsOfALostTicketAreRemoved(t *testing.T) {
+	r := newRig(t, rigOptions{})
+	r.zone.failNext = acme.Problemf(acme.DNS, "no TXT record")
+	i, req := r.issuer(ModeDNS01), newRequest(t, "one", "a.example")
+	first := r.submit(i, req)
+	if _, err := i.Poll(t.Context(), req, first.Ticket); err != nil {
+		t.Fatal(err)
+	}
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for limit := time.After(patience); ; {
+		c, err := i.open(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		parsed, err := parseTicket(first.Ticket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if o, err := c.GetOrder(t.Context(), parsed.URL); err != nil {
+			t.Fatal(err)
+		} else if o.Status == "invalid" {
+			break
+		}
+		select {
+		case <-tick.C:
+		case <-limit:
+			t.Fatal("the order does not fail")
+		}
+	}
+	if o := r.follow(req, first, r.issuer(ModeDNS01)); o.problem == nil {
+		t.Error("the order has no problem")
+	}
+	r.zone.left(t)
+	if r.zone.removed == 0 {
+		t.Error("nothing was removed")
+	}
+}

@@ -208,6 +208,13 @@ func (s *hookedStore) Fetch(ctx context.Context, q acme.Lookup, now time.Time) (
 	return s.Store.Fetch(ctx, q, now)
 }
 
+func (s *hookedStore) NonceKey(ctx context.Context, proposed []byte) ([]byte, error) {
+	if err := s.before("NonceKey"); err != nil {
+		return nil, err
+	}
+	return s.Store.NonceKey(ctx, proposed)
+}
+
 func (s *hookedStore) CreateAccount(ctx context.Context, a *acme.Account) (*acme.Account, bool, error) {
 	if err := s.before("CreateAccount"); err != nil {
 		return nil, false, err

@@ -352,3 +352,36 @@ func TestLesson27_LogsHoldNoSecrets(t *testing.T) {
 		}
 	}
 }
+
+func TestADirectoryThatIsGoneIs404(t *testing.T) {
+	w := newWorld(t)
+	c := w.newAccountClient()
+	c.nonce = c.takeNonce()
+	w.setPolicy(func(p *server.Policy) { delete(p.Directories, server.DefaultDirectory) })
+	c.plain(http.MethodGet, "/directory").wantProblem(http.StatusNotFound, acme.Malformed)
+	c.read(c.kid).wantProblem(http.StatusNotFound, acme.Malformed)
+	c.plain(http.MethodGet, "/corp/directory").want(http.StatusOK)
+}
+
+// TestMetricsHaveNoLabelsOfTheClientsMaking: a series for each path that someone
+// tries would cost unbounded memory.
+func TestMetricsHaveNoLabelsOfTheClientsMaking(t *testing.T) {
+	w := newWorld(t)
+	c := w.newAccountClient()
+	c.newOrder("a.example")
+	for i := range 50 {
+		c.plain(http.MethodGet, fmt.Sprintf("/nothing/%d", i))
+		c.plain("METHOD"+fmt.Sprint(i), "/directory")
+		c.plain(http.MethodGet, fmt.Sprintf("/tenant%d/directory", i))
+		c.post("/new-order", fmt.Sprintf(`{"identifiers":[{"type":"t%d","value":"x"}]}`, i))
+	}
+	families, err := w.replicas[0].metrics.Gather()
+	if err != nil || len(families) != 3 {
+		t.Fatalf("%d metrics (%v)", len(families), err)
+	}
+	for _, f := range families {
+		if n := len(f.GetMetric()); n == 0 || n > 10 {
+			t.Errorf("%s has %d series after 5 kinds of requests", f.GetName(), n)
+		}
+	}
+}

@@ -132,7 +132,9 @@ func (s *Server) signed(w http.ResponseWriter, r *http.Request, policy *Policy, 
 		if o == nil || o.AccountID != req.account.ID || o.Directory != dir.Name {
 			return acme.ErrNotFound
 		}
-		o.Expire(s.Now())
+		if o.Expire(s.Now()) {
+			o.Version = 0 // not what is stored: a save must begin with that
+		}
 		req.order = o
 	}
 	if err := s.setNonce(w, r); err != nil {

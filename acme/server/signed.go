@@ -337,7 +337,10 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error, attrs .
 		h.Set("Location", p.Location)
 	}
 	level := slog.LevelInfo
-	if p.Status >= 500 {
+	switch {
+	case errors.Is(p, acme.ErrUnavailable), errors.Is(p, acme.ErrConflict):
+		level = slog.LevelWarn // clients come again, and readiness tells
+	case p.Status >= 500:
 		level = slog.LevelError
 	}
 	s.Log.Log(r.Context(), level, "request refused", append([]any{

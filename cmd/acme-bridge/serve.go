@@ -65,6 +65,11 @@ func serve(ctx context.Context, cfg *config.Config, file string, out io.Writer) 
 		// few flows; this costs some tens of MB.
 		debug.SetGCPercent(400)
 	}
+	stopProfile, err := profile()
+	if err != nil {
+		return err
+	}
+	defer stopProfile()
 	log := newLogger(cfg.Log)
 	app, err := newApp(ctx, cfg, log)
 	if err != nil {

@@ -1,13 +1,14 @@
 # make run    starts the embedded default: local CA, one file, no cloud, no root
 # make test   installs what the tests need, and runs all that CI runs
 # make bench  benchmarks and load figures (docs/performance.md)
+# make pgo    renews the profile that the compiler optimizes by
 
 GO         ?= go
 VERSION    ?= $(shell git describe --tags --always --dirty 2>/dev/null)
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME   ?= 5s
 
-.PHONY: run build test deps check unit fuzz integration bench
+.PHONY: run build test deps check unit fuzz integration bench pgo
 
 run: build
 	./bin/acme-bridge serve
@@ -44,3 +45,9 @@ bench: build
 	./bin/load -binary bin/acme-bridge -flows 2000 -workers 8
 	./bin/load -binary bin/acme-bridge -neworders 2000
 	./bin/load -binary bin/acme-bridge -neworders 2000 -pending 800
+
+pgo:
+	$(GO) build -tags profile -pgo off -o bin/acme-bridge-profile ./cmd/acme-bridge
+	cd integration && $(GO) build -o ../bin/load ./load
+	ACME_BRIDGE_PROFILE=bin/cpu.pprof ./bin/load -binary bin/acme-bridge-profile -flows 5000
+	cp bin/cpu.pprof cmd/acme-bridge/default.pgo

@@ -86,7 +86,8 @@ type Issuer interface {
 	// Submit asks for a certificate once; it never repeats by itself.
 	Submit(ctx context.Context, req *IssueRequest) (*Issuance, error)
 	// Find looks for what became of a Submit whose answer was lost. It is
-	// called only after Submit's deadline has passed.
+	// called only after Submit's deadline has passed. A NotSentError says that
+	// the CA could not be asked.
 	Find(ctx context.Context, req *IssueRequest) (*Issuance, error)
 	// Revoke revokes a certificate that this CA issued. Revoking twice is no
 	// error. The reason is a CRLReason code, or -1 for none given; a [*Problem]

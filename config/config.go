@@ -48,7 +48,8 @@ type Server struct {
 	ExternalURL string `yaml:"external_url" reload:"restart"`
 	TLS         TLS    `yaml:"tls"`
 	// TrustedProxies are the networks whose Forwarded and X-Forwarded-For
-	// headers are believed, for logs and limits. Default: none.
+	// headers are believed, for logs and limits. With both headers
+	// X-Forwarded-For counts, so the proxy must set or drop it. Default: none.
 	TrustedProxies []Network `yaml:"trusted_proxies" reload:"restart"`
 	// FinalizeHold is how long a finalize request waits for its certificate
 	// before it is answered "processing"; 0s to 1m. Default 15s.
@@ -120,8 +121,7 @@ type Redis struct {
 	TLS RedisTLS `yaml:"tls"`
 	// KeyPrefix begins the name of every key. Default "acme:".
 	KeyPrefix string `yaml:"key_prefix"`
-	// PoolSize is the most connections to one server; 0 lets the client
-	// library choose by the number of CPUs. Default 0.
+	// PoolSize is the most connections to one server; 0 is 32. Default 0.
 	PoolSize int `yaml:"pool_size"`
 }
 

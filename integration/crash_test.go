@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"math/rand/v2"
 	"testing"
 	"time"
 )
@@ -74,5 +75,34 @@ func (w *world) checkIssued(r *result, want int64) {
 	}
 	if got := w.sim.issuedFor(r.key); got != want {
 		w.t.Errorf("the CA issued %d certificates for the order of %v, want %d", got, r.names, want)
+	}
+}
+
+// Killed at no particular place, again and again, with several orders under way.
+func TestAServerThatIsKilledAgainAndAgainIssuesOnce(t *testing.T) {
+	t.Parallel()
+	for _, store := range []string{bolt, redisType} {
+		t.Run(store, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, plan{store: store, backend: privateCA})
+			c, ctx := w.newClient(w.server.directory()), deadline(t, 120*time.Second)
+			if err := c.register(ctx); err != nil {
+				t.Fatal(err)
+			}
+			w.sim.inject(fault{Kind: "latency", Operation: "signEndCsr", Count: -1, DelayMS: 300})
+			flows := w.flows(ctx, c, 10)
+			for range 6 {
+				// Not to wait for anything, but to strike somewhere else each time.
+				if err := pause(ctx, rand.N(300*time.Millisecond)); err != nil {
+					t.Fatal(err)
+				}
+				w.server.proc.kill()
+				w.server.restart()
+			}
+			flows()
+			if got := w.sim.counters(); got.MostForOneKey != 1 || got.Issued != 10 {
+				t.Errorf("the CA issued %d certificates, %d at most for a key; want 10 and 1", got.Issued, got.MostForOneKey)
+			}
+		})
 	}
 }

@@ -27,17 +27,8 @@ type dnsServer struct {
 func startDNS(t *testing.T) *dnsServer {
 	t.Helper()
 	d := &dnsServer{a: map[string]string{}, txt: map[string][]string{}}
-	// One port for both; below the ports of outgoing connections, or it might be
-	// taken for one of the two.
-	d.address = net.JoinHostPort("127.0.0.1", strconv.Itoa(freePort(t)))
-	packets, err := net.ListenPacket("udp", d.address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	streams, err := net.Listen("tcp", d.address)
-	if err != nil {
-		t.Fatal(err)
-	}
+	packets, streams := listenBoth(t)
+	d.address = packets.LocalAddr().String()
 	var running sync.WaitGroup
 	for _, s := range []*dns.Server{{PacketConn: packets, Handler: d}, {Listener: streams, Handler: d}} {
 		started := make(chan struct{})
@@ -58,6 +49,27 @@ func startDNS(t *testing.T) *dnsServer {
 	d.hookURL = hook.URL
 	t.Cleanup(hook.Close)
 	return d
+}
+
+// listenBoth opens one port for UDP and TCP. A port that was just free may be
+// taken again: a child that is being started has our sockets until its exec.
+func listenBoth(t *testing.T) (net.PacketConn, net.Listener) {
+	t.Helper()
+	for range 20 {
+		address := net.JoinHostPort("127.0.0.1", strconv.Itoa(freePort(t)))
+		packets, err := net.ListenPacket("udp", address)
+		if err != nil {
+			continue
+		}
+		streams, err := net.Listen("tcp", address)
+		if err != nil {
+			packets.Close()
+			continue
+		}
+		return packets, streams
+	}
+	t.Fatal("no port that is free for both UDP and TCP")
+	return nil, nil
 }
 
 // point makes names resolve to an address.

@@ -82,6 +82,54 @@ func TestSIGTERMInTheMiddleOfIssuingWaitsForTheCA(t *testing.T) {
 	}
 }
 
+// Without a held request, only the worker knows of the call: it must be waited
+// for as well, and its outcome saved.
+func TestSIGTERMWaitsForTheCAThoughNoClientDoes(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, plan{store: bolt, backend: privateCA, change: func(c tree) {
+		c["server"].(tree)["finalize_hold"] = "0s"
+		c["backends"].(tree)["ca"].(tree)["timeout"] = "20s"
+	}})
+	c, ctx := w.newClient(w.server.directory()), deadline(t, 60*time.Second)
+	if err := c.register(ctx); err != nil {
+		t.Fatal(err)
+	}
+	order, err := c.prove(ctx, "drain."+zone)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.sim.hold("signEndCsr")
+	key := newKey(t)
+	if got, err := w.finalizeOnce(ctx, c, order, newCSR(t, key, "drain."+zone)); err != nil || got != acme.StatusProcessing {
+		t.Fatalf("finalize was answered %q, %v; want processing", got, err)
+	}
+	w.sim.awaitHeld()
+	w.server.proc.signal(syscall.SIGTERM)
+	eventually(t, 10*time.Second, "the log tells of the end", func() error {
+		if !bytes.Contains(readFile(t, w.server.proc.stderr), []byte("shutting down")) {
+			return errors.New("it does not")
+		}
+		return nil
+	})
+	if err := w.server.proc.exited(time.Second); err == nil {
+		t.Fatal("did not wait")
+	}
+	w.sim.release()
+	if err := w.server.proc.exited(20 * time.Second); err != nil {
+		t.Fatal(err)
+	}
+	w.server.restart()
+	if now, err := c.acme.GetOrder(ctx, order.URI); err != nil || now.Status != acme.StatusValid {
+		t.Fatalf("after the restart the order is %+v, %v; want valid at once", now, err)
+	}
+	r, err := c.finish(ctx, order, key, "drain."+zone)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.checkResult(r, acme.StatusValid)
+	w.checkIssued(r, 1)
+}
+
 // finalizeOnce sends one finalize request and returns the order's status in its
 // answer.
 func (w *world) finalizeOnce(ctx context.Context, c *client, order *acme.Order, csr []byte) (string, error) {

@@ -46,7 +46,8 @@ type world struct {
 
 type replica struct {
 	*server.Server
-	worker *worker.Worker
+	worker  *worker.Worker
+	metrics *prometheus.Registry
 }
 
 // now is the time by the world's clock.
@@ -95,10 +96,11 @@ func (w *world) addReplica() {
 	w.Helper()
 	log := slog.New(slog.NewTextHandler(w.logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	wp := worker.New(worker.Options{Store: w.store, Now: w.now, Log: log, Metrics: prometheus.NewRegistry()}, workerPolicy(w))
+	metrics := prometheus.NewRegistry()
 	s, err := server.New(server.Options{
 		Store: w.store, Queue: wp, Revoker: w.ca, ExternalURL: external,
 		TrustedProxies: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")},
-		Now:            w.now, Rand: w.rand, Log: log, Metrics: prometheus.NewRegistry(),
+		Now:            w.now, Rand: w.rand, Log: log, Metrics: metrics,
 	}, newPolicy())
 	if err != nil {
 		w.Fatal(err)
@@ -113,7 +115,7 @@ func (w *world) addReplica() {
 			w.Error(err)
 		}
 	})
-	w.replicas = append(w.replicas, &replica{Server: s, worker: wp})
+	w.replicas = append(w.replicas, &replica{Server: s, worker: wp, metrics: metrics})
 }
 
 // setPolicy changes the policy of all replicas.
@@ -206,6 +208,13 @@ func (s *hookedStore) Fetch(ctx context.Context, q acme.Lookup, now time.Time) (
 		return nil, err
 	}
 	return s.Store.Fetch(ctx, q, now)
+}
+
+func (s *hookedStore) NonceKey(ctx context.Context, proposed []byte) ([]byte, error) {
+	if err := s.before("NonceKey"); err != nil {
+		return nil, err
+	}
+	return s.Store.NonceKey(ctx, proposed)
 }
 
 func (s *hookedStore) CreateAccount(ctx context.Context, a *acme.Account) (*acme.Account, bool, error) {

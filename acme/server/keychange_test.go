@@ -61,6 +61,15 @@ func TestSection7_3_5_KeyChange(t *testing.T) {
 	}
 }
 
+func TestSection7_3_5_KeyChangeInATenant(t *testing.T) {
+	w := newWorld(t)
+	c := w.newClient()
+	c.dir = "/corp"
+	c.register()
+	c.rollover()
+	c.newOrder("a.example")
+}
+
 // TestSection8_1_TheKeyAuthorizationIsFixedByTheResponse: a change of the key
 // while a validation runs does not spoil it.
 func TestSection8_1_TheKeyAuthorizationIsFixedByTheResponse(t *testing.T) {

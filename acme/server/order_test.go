@@ -394,3 +394,30 @@ func TestSection7_1_6_OrdersExpire(t *testing.T) {
 		t.Errorf("%d validations and %d submits, want 1 and none", n, w.ca.submits())
 	}
 }
+
+// TestSection7_1_6_AnExpiredOrderIsSavedAsAWhole: what a request sees as expired
+// is stored as open still, and the next save must take it out of the indexes.
+func TestSection7_1_6_AnExpiredOrderIsSavedAsAWhole(t *testing.T) {
+	shared, _ := newSharedWorld(t)
+	for store, w := range map[string]*world{"bolt": newWorld(t), "Redis": shared} {
+		t.Run(store, func(t *testing.T) {
+			c := w.newAccountClient()
+			o := c.newOrder("a.example", "b.example")
+			c.post(c.readAuthz(o.Authorizations[0]).Challenges[0].URL, "{}").want(http.StatusOK)
+			w.advance(orderLifetime + time.Second)
+			if z := c.post(o.Authorizations[0], `{"status":"deactivated"}`).want(http.StatusOK).authorization(); z.Status != "deactivated" {
+				t.Errorf("authorization is %s", z.Status)
+			}
+			if got := c.readOrder(o.URL).Status; got != "invalid" {
+				t.Errorf("order is %s", got)
+			}
+			var list struct {
+				Orders []string `json:"orders"`
+			}
+			c.read(c.kid + "/orders").want(http.StatusOK).decode(&list)
+			if len(list.Orders) > 0 {
+				t.Errorf("the invalid order is listed: %v", list.Orders)
+			}
+		})
+	}
+}

@@ -132,7 +132,9 @@ func (s *Server) signed(w http.ResponseWriter, r *http.Request, policy *Policy, 
 		if o == nil || o.AccountID != req.account.ID || o.Directory != dir.Name {
 			return acme.ErrNotFound
 		}
-		o.Expire(s.Now())
+		if o.Expire(s.Now()) {
+			o.Version = 0 // not what is stored: a save must begin with that
+		}
 		req.order = o
 	}
 	if err := s.setNonce(w, r); err != nil {
@@ -335,7 +337,10 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error, attrs .
 		h.Set("Location", p.Location)
 	}
 	level := slog.LevelInfo
-	if p.Status >= 500 {
+	switch {
+	case errors.Is(p, acme.ErrUnavailable), errors.Is(p, acme.ErrConflict):
+		level = slog.LevelWarn // clients come again, and readiness tells
+	case p.Status >= 500:
 		level = slog.LevelError
 	}
 	s.Log.Log(r.Context(), level, "request refused", append([]any{

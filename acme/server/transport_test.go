@@ -1,7 +1,6 @@
 package server_test
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -354,61 +353,35 @@ func TestLesson27_LogsHoldNoSecrets(t *testing.T) {
 	}
 }
 
-func TestStoreUnavailable_RequestsAnswer503AndNothingIsHalfDone(t *testing.T) {
+func TestADirectoryThatIsGoneIs404(t *testing.T) {
 	w := newWorld(t)
 	c := w.newAccountClient()
-	o := c.readyOrder("a.example")
-	csr := c.csr("a.example")
-	for _, call := range []string{"Fetch", "UpdateOrder"} {
-		w.store.setHook(func(got string) error {
-			if got == call {
-				return fmt.Errorf("%s: %w: connection refused to 10.9.8.7:6379", call, acme.ErrUnavailable)
-			}
-			return nil
-		})
-		a := c.post(o.Finalize, csr)
-		p := a.wantProblem(http.StatusServiceUnavailable, acme.ServerInternal)
-		if got := a.header.Get("Retry-After"); got != "5" {
-			t.Errorf("%s fails: Retry-After %q", call, got)
-		}
-		if strings.Contains(p.Detail, "10.9.8.7") || a.header.Get("Replay-Nonce") == "" {
-			t.Errorf("%s fails: detail %q, headers %v", call, p.Detail, a.header)
-		}
-	}
-	w.store.setHook(nil)
-	if got := c.readOrder(o.URL).Status; got != "ready" || w.ca.submits() != 0 {
-		t.Errorf("order is %s after finalizes that failed, the CA was asked %d times", got, w.ca.submits())
-	}
-	if got := c.post(o.Finalize, csr).want(http.StatusOK).order().Status; got != "valid" {
-		t.Errorf("order is %s when the store is back", got)
-	}
+	c.nonce = c.takeNonce()
+	w.setPolicy(func(p *server.Policy) { delete(p.Directories, server.DefaultDirectory) })
+	c.plain(http.MethodGet, "/directory").wantProblem(http.StatusNotFound, acme.Malformed)
+	c.read(c.kid).wantProblem(http.StatusNotFound, acme.Malformed)
+	c.plain(http.MethodGet, "/corp/directory").want(http.StatusOK)
 }
 
-// TestStoreUnavailable_RedisComesBack: with a real server that goes away.
-func TestStoreUnavailable_RedisGoesAwayAndComesBackWithoutARestart(t *testing.T) {
-	w, redis := newSharedWorld(t)
+// TestMetricsHaveNoLabelsOfTheClientsMaking: a series for each path that someone
+// tries would cost unbounded memory.
+func TestMetricsHaveNoLabelsOfTheClientsMaking(t *testing.T) {
+	w := newWorld(t)
 	c := w.newAccountClient()
-	m := c.message("/new-order", orderFor("a.example"))
-	redis.stop()
-	a := c.send(m)
-	a.wantProblem(http.StatusServiceUnavailable, acme.ServerInternal)
-	if a.header.Get("Retry-After") == "" {
-		t.Error("no Retry-After")
-	}
-	redis.start(t)
-	eventually(t, "the store is back", func() bool { return w.store.Ping(context.Background()) == nil })
-	// It came back empty: the nonce key is gone with the accounts. A client that
-	// follows the protocol gets along, as if it were new.
-	c.nonce, c.since = a.header.Get("Replay-Nonce"), c.now()
-	for range 3 {
-		c.kid = ""
-		a = c.post("/new-account", `{}`)
-		if a.status != http.StatusBadRequest {
-			break
-		}
-		a.wantProblem(http.StatusBadRequest, acme.BadNonce)
-	}
-	a.want(http.StatusCreated)
-	c.kid = a.header.Get("Location")
 	c.newOrder("a.example")
+	for i := range 50 {
+		c.plain(http.MethodGet, fmt.Sprintf("/nothing/%d", i))
+		c.plain("METHOD"+fmt.Sprint(i), "/directory")
+		c.plain(http.MethodGet, fmt.Sprintf("/tenant%d/directory", i))
+		c.post("/new-order", fmt.Sprintf(`{"identifiers":[{"type":"t%d","value":"x"}]}`, i))
+	}
+	families, err := w.replicas[0].metrics.Gather()
+	if err != nil || len(families) != 3 {
+		t.Fatalf("%d metrics (%v)", len(families), err)
+	}
+	for _, f := range families {
+		if n := len(f.GetMetric()); n == 0 || n > 10 {
+			t.Errorf("%s has %d series after 5 kinds of requests", f.GetName(), n)
+		}
+	}
 }

@@ -194,8 +194,15 @@ func (w *Worker) find(ctx context.Context, o *acme.Order) {
 		log.InfoContext(ctx, "lost certificate found")
 		err = w.accept(ctx, o, issuer, req, got)
 	}
+	away, unreached := errors.AsType[*acme.NotSentError](err)
 	switch {
 	case err == nil:
+	case unreached && w.Now().Before(o.Expires):
+		// However long the CA is away, that is no search: it is made when the CA
+		// is back, and soon then.
+		next := w.Now().Add(max(away.After, jittered(1, 5*time.Second, time.Minute)))
+		log.WarnContext(ctx, "certificate authority cannot be searched now, will try again", "next", next, "err", err)
+		w.postpone(ctx, o, next)
 	case errors.Is(err, acme.ErrNotIssued):
 		if !w.Now().Before(o.Expires) {
 			log.ErrorContext(ctx, "certificate authority did not issue until the order expired")

@@ -225,6 +225,26 @@ func TestFindCannotTellThenFinds(t *testing.T) {
 	})
 }
 
+func TestCAThatCannotBeReachedIsSearchedWhenItIsBack(t *testing.T) {
+	bubble(t, func(s *stage) {
+		const outage = 6 * time.Hour // longer than all counted searches take
+		back := s.now().Add(outage)
+		s.ca.onSubmit = s.ca.first(1, s.ca.applyAndLose)
+		s.ca.onFind = func(ctx context.Context, _ int, req *acme.IssueRequest) (*acme.Issuance, error) {
+			if s.now().Before(back) {
+				return nil, &acme.NotSentError{Err: errLost}
+			}
+			return s.ca.honestFind(ctx, req)
+		}
+		s.start()
+		o := s.finalized("a.example")
+		s.expectCertificate(s.awaitStatus(o, acme.StatusValid))
+		if late := s.now().Sub(back); late > 2*time.Minute {
+			t.Errorf("found %s after the CA was back, want soon", late)
+		}
+	})
+}
+
 func TestFindThatNeverTellsGivesUp(t *testing.T) {
 	bubble(t, func(s *stage) {
 		s.ca.onSubmit = lose

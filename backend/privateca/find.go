@@ -33,6 +33,11 @@ const clockSlack = 10 * time.Minute
 // Any other error means that Find cannot tell now; what it has read is kept, so
 // that the next Find goes on from there.
 func (i *Issuer) Find(ctx context.Context, req *acme.IssueRequest) (*acme.Issuance, error) {
+	got, err := i.find(ctx, req)
+	return got, notSent(err)
+}
+
+func (i *Issuer) find(ctx context.Context, req *acme.IssueRequest) (*acme.Issuance, error) {
 	settled := req.Submitted.Add(i.cfg.Settle)
 	unchanged, err := i.countUnchanged(ctx, req, settled)
 	if err != nil {

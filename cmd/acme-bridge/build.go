@@ -381,11 +381,10 @@ func (p *parts) offered(d *config.Directory) map[string]*acme.Profile {
 func (a *app) reload(ctx context.Context, file string) (restart []string, err error) {
 	a.reloading.Lock()
 	defer a.reloading.Unlock()
-	if file == "" {
-		return nil, errors.New("the server runs without a configuration file, there is nothing to reload")
-	}
 	restart, err = a.load(ctx, file)
 	switch {
+	case file == "":
+		a.log.Warn("nothing reloaded: the server runs without a configuration file")
 	case err != nil:
 		a.log.Error("configuration refused, the old one stays in force", "file", file, "err", err)
 	case len(restart) > 0:
@@ -397,6 +396,9 @@ func (a *app) reload(ctx context.Context, file string) (restart []string, err er
 }
 
 func (a *app) load(ctx context.Context, file string) ([]string, error) {
+	if file == "" {
+		return nil, errors.New("the server runs without a configuration file")
+	}
 	cfg, err := config.Load(file)
 	if err != nil {
 		return nil, err

@@ -65,6 +65,11 @@ func serve(ctx context.Context, cfg *config.Config, file string, out io.Writer) 
 		// few flows; this costs some tens of MB.
 		debug.SetGCPercent(400)
 	}
+	stopProfile, err := profile()
+	if err != nil {
+		return err
+	}
+	defer stopProfile()
 	log := newLogger(cfg.Log)
 	app, err := newApp(ctx, cfg, log)
 	if err != nil {
@@ -81,7 +86,7 @@ func serve(ctx context.Context, cfg *config.Config, file string, out io.Writer) 
 		acmeListener.Close()
 		return err
 	}
-	acmeServer := newHTTPServer(app.server, log, cfg.Server.FinalizeHold.Std())
+	acmeServer := newHTTPServer(app.server, log)
 	adminServer := admin.NewServer(app.adminHandler(file, adminListener.Addr()), log)
 
 	// The worker outlives the listeners: a finalize that is held still gets its
@@ -99,10 +104,11 @@ func serve(ctx context.Context, cfg *config.Config, file string, out io.Writer) 
 	group.Go(func() error { return app.watch(groupCtx) })
 	group.Go(func() error {
 		<-groupCtx.Done()
-		log.Info("shutting down", "atMost", cfg.DrainTime())
+		most := app.cfg().DrainTime()
+		log.Info("shutting down", "atMost", most.String())
 		// A second signal ends the process at once.
 		signal.Reset(os.Interrupt, syscall.SIGTERM)
-		drainCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cfg.DrainTime())
+		drainCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), most)
 		defer cancel()
 		err := errors.Join(shutdown(drainCtx, acmeServer), shutdown(drainCtx, adminServer))
 		stopWork()
@@ -126,12 +132,16 @@ func listen(addr, key string) (net.Listener, error) {
 	return netutil.LimitListener(l, 8192), nil
 }
 
-func newHTTPServer(h http.Handler, log *slog.Logger, hold time.Duration) *http.Server {
+// longestAnswer has room for the longest finalize_hold, which a reload may set,
+// and for the revocation at a slow backend.
+const longestAnswer = 2*time.Minute + 30*time.Second
+
+func newHTTPServer(h http.Handler, log *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler:           h,
 		ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout:       20 * time.Second,
-		WriteTimeout:      hold + 30*time.Second,
+		WriteTimeout:      longestAnswer,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    32 << 10,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug), // broken handshakes and the like

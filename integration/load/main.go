@@ -133,7 +133,8 @@ func run(ctx context.Context, o *options) error {
 	}()
 
 	tokens := &responder{tokens: make(map[string]string)}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	// Both families, since the server prefers IPv6 for names under localhost.
+	listener, err := net.Listen("tcp", "[::]:0")
 	if err != nil {
 		return err
 	}

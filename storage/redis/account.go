@@ -111,8 +111,12 @@ func (s *Store) CreateAccount(ctx context.Context, a *acme.Account) (*acme.Accou
 			forget()
 			return named, false, nil
 		}
-		if err := s.kill(ctx, try, entry, named); err != nil {
+		dead, err := s.kill(ctx, try, entry, named)
+		if err != nil {
 			return nil, false, err
+		}
+		if !dead {
+			continue
 		}
 		if !stored {
 			ok, err := swapVersion.runBool(ctx, s.rdb, []string{s.key.account(a.ID)}, "", value, tentative.Milliseconds())
@@ -151,18 +155,18 @@ func (s *Store) CreateAccount(ctx context.Context, a *acme.Account) (*acme.Accou
 }
 
 // kill makes sure that no key change can bring an index entry to life, which
-// names that account.
-func (s *Store) kill(ctx context.Context, try int, entry string, named *acme.Account) error {
+// names that account. It reports false if the account has moved on since it was
+// read: then the key change may have happened, and all must be read again.
+func (s *Store) kill(ctx context.Context, try int, entry string, named *acme.Account) (bool, error) {
 	if named == nil || entry != claimEntry(named.ID, named.Version) {
-		return nil
+		return true, nil
 	}
 	if try == 0 { // let the key change finish, if it is under way
 		if err := pause(ctx, tries); err != nil {
-			return s.failed(ctx, "wait for key change", err)
+			return false, s.failed(ctx, "wait for key change", err)
 		}
 	}
-	_, err := s.saveAccount(ctx, named, named.Clone())
-	return err
+	return s.saveAccount(ctx, named, named.Clone())
 }
 
 // saveAccount writes a if the stored account is still last.
@@ -259,8 +263,12 @@ func (s *Store) ChangeAccountKey(ctx context.Context, id, thumbprint string, cha
 			return nil, false, fmt.Errorf("%s: change set another key", doing)
 		}
 		if named != nil && named.ID != id {
-			if err := s.kill(ctx, try, entry, named); err != nil {
+			dead, err := s.kill(ctx, try, entry, named)
+			if err != nil {
 				return nil, false, err
+			}
+			if !dead {
+				continue
 			}
 		}
 		oldIndex := s.key.holder(last.Directory, last.Thumbprint)

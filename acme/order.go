@@ -328,6 +328,9 @@ func (o *Order) Validated(authz int, t ChallengeType, problem *Problem, lifetime
 		ProofKey: ProofKey{AccountID: o.AccountID, Name: a.Ordered().Name()},
 		Method:   t, KeyEpoch: keyEpoch, Validated: now, Expires: a.Expires,
 	})
+	if c.Relay != nil {
+		o.note([]Event{{Time: now, Name: a.Ordered().Value, Text: "the CA has seen the record that the client published"}})
+	}
 	o.wakeForChallenges(now)
 	o.becomeReady()
 	return nil

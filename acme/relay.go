@@ -2,6 +2,7 @@ package acme
 
 import (
 	"context"
+	"fmt"
 	"time"
 )
 
@@ -50,6 +51,7 @@ func (o *Order) OfferRelay(authz int, t ChallengeType, r *RelayRecord) error {
 		return ErrUnchanged
 	}
 	a.Challenges = []Challenge{{Type: t, Status: StatusPending, Relay: r}}
+	o.note([]Event{{Time: o.Created, Name: a.Ordered().Value, Text: fmt.Sprintf("the CA waits for the client to publish the %s record %s with the value %q", r.Type, r.Name, r.Value)}})
 	return nil
 }
 

@@ -2,6 +2,7 @@ package acme
 
 import (
 	"errors"
+	"strings"
 	"testing"
 	"time"
 )
@@ -78,6 +79,9 @@ func TestRelayTransitions(t *testing.T) {
 
 func TestRelayGrantsAProofLikeAnyOther(t *testing.T) {
 	o := advance(t, relayed(t, "*.a.example"), relayRespond, relayProve)
+	if len(o.History) != 2 || o.History[0].Name != "*.a.example" || !strings.Contains(o.History[0].Text, `TXT record _validation.a.example with the value "value"`) {
+		t.Errorf("history is %s", marshal(t, o.History))
+	}
 	if len(o.Grants) != 1 || o.Grants[0].Method != testRelay || o.Grants[0].Name != "dns:*.a.example" || o.Grants[0].KeyEpoch != 3 {
 		t.Fatalf("granted %s", marshal(t, o.Grants))
 	}

@@ -342,8 +342,8 @@ func (i *Issuer) confirm(ctx context.Context, accountID string, domains map[stri
 				c.ID, c.Old = d.ID, nil
 				r.Claims[name], changed = c, true
 			}
-			if d.RecordName == "" || d.RecordValue == "" {
-				i.cfg.Log.WarnContext(ctx, "registered domain shows no record", "identifier", name, "row", d.raw.String())
+			if d.RecordName == "" || d.RecordValue == "" || clip(d.RecordName, 300) != d.RecordName || clip(d.RecordValue, 2000) != d.RecordValue {
+				i.cfg.Log.WarnContext(ctx, "registered domain shows no record that can be told", "identifier", name, "row", d.raw.String())
 				continue
 			}
 			told[name] = d

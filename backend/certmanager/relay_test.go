@@ -149,6 +149,18 @@ func TestRelayNeedsARandomValue(t *testing.T) {
 	}
 }
 
+// Control characters would reach terminals of operators and clients.
+func TestRelayTellsPrintableRecordsOnly(t *testing.T) {
+	r := newRig(t, nil)
+	r.change(func(b *ncloudtest.CMBehaviour) { b.ValueD = "{token}\x1b[2J" })
+	if got := r.relay("anna", "shop.example.com")[0]; got != nil {
+		t.Errorf("got %+v", got)
+	}
+	if log := r.log.String(); !strings.Contains(log, "no record that can be told") {
+		t.Errorf("the log does not say why:\n%s", log)
+	}
+}
+
 // domainOnce registers a domain with a one-time record.
 func (r *rig) domainOnce(name string) {
 	r.t.Helper()

@@ -115,6 +115,7 @@ func (c *caDomains) List(ctx context.Context) ([]admin.Domain, error) {
 	domains := make([]admin.Domain, len(list))
 	for i, d := range list {
 		domains[i] = domainView(d)
+		hideRelayed(d, &domains[i])
 		if d.IssueType == "ACME" {
 			domains[i].Notes = append(domains[i].Notes, "for NCP's own ACME server, not for this one")
 		}
@@ -126,6 +127,11 @@ func (c *caDomains) Add(ctx context.Context, name string) (*admin.Domain, error)
 	d, err := c.ca.RegisterDomain(ctx, name, "")
 	if err != nil {
 		return nil, c.explained(ctx, err)
+	}
+	// A client may have been told the record by a relay challenge: its appearance
+	// must not speak for that account any more, now that the operator brings it.
+	if err := c.ca.EndRelay(ctx, name); err != nil {
+		return nil, fmt.Errorf("the domain is registered, but its record may be a client's (relay challenge) and that could not be ended; try again: %w", err)
 	}
 	view := domainView(d)
 	if d.State != certmanager.DomainValid {
@@ -146,10 +152,25 @@ func (c *caDomains) Check(ctx context.Context, name string) (*admin.Domain, erro
 	if s.Record != certmanager.RecordUnknown {
 		view.Notes = append(view.Notes, "DNS: the record is "+recordWords(s.Record))
 	}
+	if hideRelayed(s.Domain, &view) {
+		return &view, nil
+	}
 	if s.Record != certmanager.RecordServed && (s.State != certmanager.DomainValid || s.Record != certmanager.RecordUnknown) {
 		c.publish(ctx, s.Domain, &view)
 	}
 	return &view, nil
+}
+
+// hideRelayed keeps to itself the record of a domain that waits for a client
+// (relay challenge), and tells of it: whoever publishes it speaks for that
+// client's account.
+func hideRelayed(d certmanager.Domain, view *admin.Domain) bool {
+	if d.Method != "TXT" || d.State == certmanager.DomainValid {
+		return false
+	}
+	view.Record = nil
+	view.Notes = append(view.Notes, "registered with a one-time record, as for a client by the relay challenge: domain add shows the record, and ends that challenge")
+	return true
 }
 
 func recordWords(record string) string {

@@ -114,7 +114,9 @@ func (i *Issuer) uncovered(ctx context.Context, ids []acme.Identifier, list []Do
 		text := fmt.Sprintf("neither %s nor a parent of it is validated at the certificate authority: its operator must add the domain", base.Value)
 		if d != nil {
 			text = fmt.Sprintf("the validation of %s at the certificate authority is %s", clip(d.Name, 253), clip(d.State, 20))
-			if d.RecordName != "" && d.RecordValue != "" {
+			// Any other than a record that is kept may be told to one account (see Relay): if others
+			// published it, it would prove control for that one.
+			if d.Method == "PTXT" && d.RecordName != "" && d.RecordValue != "" {
 				text += fmt.Sprintf(": it wants the TXT record %s with the value %q", clip(d.RecordName, 300), clip(d.RecordValue, 300))
 			}
 		}

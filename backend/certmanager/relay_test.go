@@ -359,3 +359,15 @@ func TestRelayOfManyAccountsAtOnce(t *testing.T) {
 		t.Errorf("%v were told, %d registrations", told, r.counters().Registered)
 	}
 }
+
+// Whoever is told the value by a refusal would publish it for another account.
+func TestARefusalTellsNoRelayedRecord(t *testing.T) {
+	r := newRig(t, nil)
+	record := r.relay("anna", "shop.example.com")[0]
+	for _, name := range []string{"shop.example.com", "*.shop.example.com", "below.shop.example.com"} {
+		p := acme.AsProblem(r.Preflight(t.Context(), ids(name)))
+		if len(p.Subproblems) != 1 || strings.Contains(p.Subproblems[0].Detail, record.Value) || strings.Contains(p.Detail, record.Value) {
+			t.Errorf("%s: got %v", name, p)
+		}
+	}
+}

@@ -165,7 +165,7 @@ func (c *caDomains) Check(ctx context.Context, name string) (*admin.Domain, erro
 // (relay challenge), and tells of it: whoever publishes it speaks for that
 // client's account.
 func hideRelayed(d certmanager.Domain, view *admin.Domain) bool {
-	if d.Method != "TXT" || d.State == certmanager.DomainValid {
+	if d.Method == "PTXT" || d.State == certmanager.DomainValid {
 		return false
 	}
 	view.Record = nil

@@ -443,11 +443,12 @@ func (o *Order) Unresolved(attempt int, next time.Time) error {
 }
 
 // Issued ends the order with the certificate of that attempt, which has passed
-// [CheckIssued] and belongs to this order.
-func (o *Order) Issued(attempt int, cert *Certificate) error {
+// [CheckIssued] and belongs to this order. The events are the CA's last news.
+func (o *Order) Issued(attempt int, cert *Certificate, events ...Event) error {
 	if !o.intends(attempt) {
 		return ErrUnchanged
 	}
+	o.note(events)
 	cert.Unfetched = o.Ticket != ""
 	o.Status, o.Certificate = StatusValid, cert
 	o.CSR, o.Intent, o.Ticket, o.Error, o.Searches = nil, nil, "", nil, 0

@@ -98,7 +98,7 @@ func (w *world) addReplica() {
 	wp := worker.New(worker.Options{Store: w.store, Now: w.now, Log: log, Metrics: prometheus.NewRegistry()}, workerPolicy(w))
 	metrics := prometheus.NewRegistry()
 	s, err := server.New(server.Options{
-		Store: w.store, Queue: wp, Revoker: w.ca, ExternalURL: external,
+		Store: w.store, Queue: wp, Relay: wp.Relay, Revoker: w.ca, ExternalURL: external,
 		TrustedProxies: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")},
 		Now:            w.now, Rand: w.rand, Log: log, Metrics: metrics,
 	}, newPolicy())

@@ -213,20 +213,25 @@ func (s *Server) finalize(w http.ResponseWriter, r *request) error {
 	}
 	changed, stop := s.Queue.Watch(o.ID)
 	defer stop()
+	mine := false // one of rival requests begins the work; the others wait for it
 	o, err = s.Store.UpdateOrder(r.Context(), o, func(o *acme.Order) error {
 		o.Expire(s.Now())
 		if o.Status == acme.StatusReady && !checked {
 			// It became so after it was read: this CSR has not been looked at.
 			return acme.Problemf(acme.OrderNotReady, "order was not ready when the request came")
 		}
-		return o.Finalize(der, s.Now())
+		err := o.Finalize(der, s.Now())
+		mine = err == nil
+		return err
 	})
 	if err != nil {
 		return err
 	}
 	if o.Status == acme.StatusProcessing {
-		s.Log.InfoContext(r.Context(), "order finalized", "order", o.ID, "account", o.AccountID, "csr", o.CSRFingerprint())
-		s.Queue.Nudge(o)
+		if mine {
+			s.Log.InfoContext(r.Context(), "order finalized", "order", o.ID, "account", o.AccountID, "csr", o.CSRFingerprint())
+			s.Queue.Nudge(o)
+		}
 		o = s.hold(r.Context(), o, changed, r.policy.FinalizeHold, func(o *acme.Order) bool { return o.Status != acme.StatusProcessing })
 	}
 	return s.writeOrder(w, http.StatusOK, r.dir, o)
@@ -394,8 +399,11 @@ func (s *Server) respond(r *request, o *acme.Order, i int, t acme.ChallengeType)
 	}
 	changed, stop := s.Queue.Watch(o.ID)
 	defer stop()
+	mine := false // as in finalize
 	o, err := s.Store.UpdateOrder(r.Context(), o, func(o *acme.Order) error {
-		return o.Respond(i, t, r.account, s.Now())
+		err := o.Respond(i, t, r.account, s.Now())
+		mine = err == nil
+		return err
 	})
 	if err != nil {
 		return nil, err
@@ -405,7 +413,9 @@ func (s *Server) respond(r *request, o *acme.Order, i int, t acme.ChallengeType)
 		return o.Status == acme.StatusPending && c != nil && c.Status == acme.StatusProcessing
 	}
 	if processing(o) {
-		s.Queue.Nudge(o)
+		if mine {
+			s.Queue.Nudge(o)
+		}
 		latest := s.hold(r.Context(), o, changed, challengeHold, func(o *acme.Order) bool { return !processing(o) })
 		if latest.Authorizations[i].Challenge(t) == nil {
 			// Another challenge was quicker and this one is gone with it, but the

@@ -20,16 +20,6 @@ const (
 	retryRelayMost = time.Minute
 )
 
-// relayOf is the queue's, if it has one: the worker knows the backends.
-func relayOf(q Queue) Relay {
-	if r, ok := q.(interface {
-		Relay(ctx context.Context, backend, accountID string, ids []acme.Identifier, until time.Time) ([]*acme.RelayRecord, error)
-	}); ok {
-		return r.Relay
-	}
-	return nil
-}
-
 // preflight asks whether the order is bound to fail. Names that the CA could
 // not certify may be saved by a relay challenge, if the profile offers it: for
 // these the answer has a record, for others nil.

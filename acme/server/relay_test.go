@@ -104,7 +104,7 @@ func newRelayWorld(t *testing.T, limits func(*server.Policy)) (*client, *relayCA
 	}
 	w.replicas[0].worker.SetPolicy(wp)
 	s, err := server.New(server.Options{
-		Store: w.store, Queue: w.replicas[0].worker, Revoker: w.ca, Preflight: ca.preflight, ExternalURL: external,
+		Store: w.store, Queue: w.replicas[0].worker, Relay: w.replicas[0].worker.Relay, Revoker: w.ca, Preflight: ca.preflight, ExternalURL: external,
 		Now: w.now, Rand: w.rand, Log: slog.New(slog.NewTextHandler(w.logs, nil)), Metrics: prometheus.NewRegistry(),
 	}, policy)
 	if err != nil {

@@ -72,8 +72,7 @@ type Options struct {
 	// Preflight, if set, returns a problem if the backend of that name is bound
 	// to refuse an order for these identifiers.
 	Preflight func(ctx context.Context, backend string, ids []acme.Identifier) error
-	// Relay makes the records of relay challenges. Nil: the queue's method of
-	// that name, if it has one.
+	// Relay, if set, makes the records of relay challenges.
 	Relay          Relay
 	ExternalURL    string // scheme and host: every URL handed out begins with it
 	TrustedProxies []netip.Prefix
@@ -107,9 +106,6 @@ func New(opts Options, policy *Policy) (*Server, error) {
 	}
 	if opts.Preflight == nil {
 		opts.Preflight = func(context.Context, string, []acme.Identifier) error { return nil }
-	}
-	if opts.Relay == nil {
-		opts.Relay = relayOf(opts.Queue)
 	}
 	s := &Server{
 		Options: opts,

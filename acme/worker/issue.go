@@ -361,7 +361,7 @@ func (w *Worker) keep(ctx context.Context, o *acme.Order, attempt int, cert *acm
 	if cert.ChainRef, err = w.Store.PutChain(ctx, chainPEM(got)); err != nil {
 		return retry(err)
 	}
-	saved, changed, err := w.update(ctx, o, func(o *acme.Order) error { return o.Issued(attempt, cert) })
+	saved, changed, err := w.update(ctx, o, func(o *acme.Order) error { return o.Issued(attempt, cert, got.Events...) })
 	if err != nil {
 		return retry(err)
 	}

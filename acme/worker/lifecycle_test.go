@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/acme-bridge/acme-bridge/acme"
@@ -245,6 +246,7 @@ func TestPanicAtEveryBoundary(t *testing.T) {
 				o := s.finalized("a.example")
 				w.Nudge(o)
 				s.expectCertificate(s.awaitStatus(o, acme.StatusValid))
+				synctest.Wait() // the order is seen to be valid before the job ends
 				if !once.Load() || s.log.find(slog.LevelError, "panic in a job") == "" {
 					t.Errorf("panicked: %v; the log says\n%s", once.Load(), s.log)
 				}

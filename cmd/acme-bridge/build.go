@@ -93,7 +93,7 @@ func newApp(ctx context.Context, cfg *config.Config, log *slog.Logger) (*app, er
 		Store: a.store, Now: time.Now, Log: log, Metrics: a.registry, Boundary: failpoint(),
 	}, p.workerPolicy())
 	a.server, err = server.New(server.Options{
-		Store: a.store, Queue: a.worker, Revoker: a, Preflight: a.preflight, ExternalURL: cfg.Server.ExternalURL,
+		Store: a.store, Queue: a.worker, Revoker: a, Preflight: a.preflight, Relay: a.worker.Relay, ExternalURL: cfg.Server.ExternalURL,
 		TrustedProxies: config.Prefixes(cfg.Server.TrustedProxies),
 		Now:            time.Now, Rand: rand.Reader, Log: log, Metrics: a.registry,
 	}, p.serverPolicy())

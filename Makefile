@@ -44,7 +44,8 @@ bench: build
 	cd integration && $(GO) build -o ../bin/load ./load
 	for store in redis bolt; do ./bin/load -binary bin/acme-bridge -store $$store -flows 2000; done
 	./bin/load -binary bin/acme-bridge -flows 1200 -rate 20
-	./bin/load -binary bin/acme-bridge -flows 2000 -workers 8
+	for workers in 2 8; do ./bin/load -binary bin/acme-bridge -flows 2000 -workers $$workers; done
+	./bin/load -binary bin/acme-bridge -flows 1200 -workers 2 -stored 1000000
 	./bin/load -binary bin/acme-bridge -neworders 2000
 	./bin/load -binary bin/acme-bridge -neworders 2000 -pending 800
 

@@ -34,7 +34,7 @@ func cmCommand() *cobra.Command {
 // into Certificate Manager together with its key, so that load balancers can
 // use it. It runs where the key is, which is the client's side.
 type registration struct {
-	file, backend, name            string
+	file, backend, name, api       string
 	certFile, keyFile, chainFile   string
 	replace                        int64
 	certificate, chain, privateKey string // PEM
@@ -57,6 +57,7 @@ func registerCommand() *cobra.Command {
 	f.StringVar(&r.certFile, "cert-file", "", "PEM `FILE` of the certificate; the issuers may follow it there")
 	f.StringVar(&r.keyFile, "key-file", "", "PEM `FILE` of its private key, not encrypted")
 	f.StringVar(&r.chainFile, "chain-file", "", "PEM `FILE` of the issuers (default: what follows the certificate in --cert-file)")
+	f.StringVar(&r.api, "api", "2.0", "`VERSION` of the API: 1.0 takes a sub account's key too, and cannot replace")
 	f.Int64Var(&r.replace, "replace", 0, "`NUMBER` of the external certificate to replace; it keeps its number, so that load balancers follow")
 	return cmd
 }
@@ -77,6 +78,15 @@ func (r *registration) run(ctx context.Context, replacing bool, out io.Writer) e
 	if replacing && r.replace <= 0 {
 		return usageError{errors.New("--replace: it is the number that an earlier registration has printed")}
 	}
+	register := certmanager.RegisterExternal
+	switch {
+	case r.api == "1.0" && replacing:
+		return usageError{errors.New("--replace: API 1.0 cannot replace a certificate; use --api 2.0, or another --name")}
+	case r.api == "1.0":
+		register = certmanager.CreateExternal
+	case r.api != "2.0":
+		return usageError{fmt.Errorf("--api %q: there are 2.0 and 1.0", r.api)}
+	}
 	cfg, err := config.LoadCertManager(r.file, r.backend)
 	if err != nil {
 		return usageError{err}
@@ -92,7 +102,7 @@ func (r *registration) run(ctx context.Context, replacing bool, out io.Writer) e
 		return err
 	}
 	defer client.Close()
-	no, err := certmanager.RegisterExternal(ctx, client, certmanager.External{
+	no, err := register(ctx, client, certmanager.External{
 		Name: r.name, No: r.replace, Certificate: r.certificate, Chain: r.chain, PrivateKey: r.privateKey,
 	})
 	if err != nil {

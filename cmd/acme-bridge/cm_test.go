@@ -115,6 +115,20 @@ func TestARegisteredCertificateIsReplacedUnderItsNumber(t *testing.T) {
 	}
 }
 
+func TestASubAccountsKeyRegistersByAPI1(t *testing.T) {
+	sim, run := external(t)
+	if err := sim.Change(func(b *ncloudtest.Behaviour) { b.CM.SubAccount = true }); err != nil {
+		t.Fatal(err)
+	}
+	out, err := run(shop(t, 2), "--backend", "dv", "--name", "shop", "--cert-file", "fullchain.pem", "--key-file", "key.pem", "--api", "1.0")
+	if n, bad := strconv.ParseInt(strings.TrimSpace(out), 10, 64); err != nil || bad != nil || n <= 0 {
+		t.Errorf("got %q and %v, want a number alone", out, err)
+	}
+	if n := sim.Counters().Calls["createExternalCertificate"]; n != 1 {
+		t.Errorf("%d calls of createExternalCertificate, want 1", n)
+	}
+}
+
 func TestWhatCannotBeRegisteredIsRefusedWithTheReason(t *testing.T) {
 	sim, run := external(t)
 	dir, other := shop(t, 2), shop(t, 3)
@@ -132,6 +146,8 @@ func TestWhatCannotBeRegisteredIsRefusedWithTheReason(t *testing.T) {
 		{"no name", "--backend dv --cert-file fullchain.pem --key-file key.pem", "--name is needed", true},
 		{"a name that the service refuses", "--backend dv --name shop.example --cert-file fullchain.pem --key-file key.pem", "--name \"shop.example\"", true},
 		{"no number to replace", "--backend dv --name shop --cert-file fullchain.pem --key-file key.pem --replace 0", "--replace: it is the number", true},
+		{"an API that is not there", "--backend dv --name shop --cert-file fullchain.pem --key-file key.pem --api 3", "there are 2.0 and 1.0", true},
+		{"to replace by API 1.0", "--backend dv --name shop --cert-file fullchain.pem --key-file key.pem --api 1.0 --replace 7", "cannot replace", true},
 		{"another backend", "--backend lab --name shop --cert-file fullchain.pem --key-file key.pem", "is of type local", true},
 		{"no such backend", "--backend up --name shop --cert-file fullchain.pem --key-file key.pem", `there is no backend "up"`, true},
 		{"no issuers", "--backend dv --name shop --cert-file cert.pem --key-file key.pem", "--chain-file is needed", false},
